@@ -1,0 +1,1 @@
+"""A toolkit for peer-to-peer applications whose nodes do not reveal where they are."""

@@ -1,0 +1,1 @@
+"""Group chat: sessions, participants, signed messages, posted files."""

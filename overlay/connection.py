@@ -1,0 +1,265 @@
+"""The waist: what the peer layer knows of connections, and all that a transport has to offer.
+
+A `Transport` dials `NodeLocator`s and listens on its own. It declares `Properties` instead of being asked
+for its type: policy reads what a connection hides, never which network it is. `ConnectionLayer` holds a
+node's transports and enforces the one rule that must never be forgotten: a node that hides where it is
+dials nothing that would show it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+from anyio.abc import ByteStream
+
+from overlay.errors import RefusedError, TransportUnavailableError
+from overlay.locators import NodeLocator
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """What a transport gives to whoever uses it; each is a promise that its tests check.
+
+    Attributes:
+        hides_sender: the receiver does not learn where the caller is.
+        hides_receiver: the locator does not show where the receiver is.
+        encrypts: an observer of the network does not see what is carried.
+        authenticates_receiver: whoever answers holds the key that the locator names.
+        reorders: messages may arrive in another order than they were sent in.
+        pads: lengths on the network are multiples of a fixed cell.
+        synchronous: a byte stream both ways; otherwise one-way messages whose answer comes another way.
+        round_trip: seconds that a small request and its answer usually take.
+        dial_timeout: seconds after which a dial counts as failed.
+    """
+
+    hides_sender: bool
+    hides_receiver: bool
+    encrypts: bool
+    authenticates_receiver: bool
+    reorders: bool
+    pads: bool
+    synchronous: bool
+    round_trip: float
+    dial_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class TransportStatus:
+    """Where a transport stands, for people: `detail` is one sentence, `progress` goes from 0 to 100."""
+
+    state: Literal["stopped", "starting", "ready", "failed"]
+    detail: str = ""
+    progress: int = 0
+
+
+class Connection(ByteStream):
+    """A byte stream between two nodes. Contract and errors are those of `anyio.abc.ByteStream`.
+
+    Half-close: after `send_eof` the other side reads to `anyio.EndOfStream` and can still send.
+    After a cancelled `send` some, all or none of the bytes may have been sent, so the connection is of no
+    more use; a cancelled `receive` loses nothing.
+    """
+
+    @property
+    @abstractmethod
+    def locator(self) -> NodeLocator:
+        """The locator that was dialled: the peer's on the caller's side, the node's own on the other."""
+
+    @property
+    @abstractmethod
+    def properties(self) -> Properties:
+        """What this connection gives."""
+
+
+class StreamConnection(Connection):
+    """A `Connection` over any anyio byte stream: what most transports hand out."""
+
+    def __init__(self, stream: ByteStream, *, locator: NodeLocator, properties: Properties) -> None:
+        self._stream = stream
+        self._locator = locator
+        self._properties = properties
+
+    @property
+    def locator(self) -> NodeLocator:
+        """The locator that was dialled."""
+        return self._locator
+
+    @property
+    def properties(self) -> Properties:
+        """What the transport gives."""
+        return self._properties
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Receive 1 to `max_bytes` bytes."""
+        return await self._stream.receive(max_bytes)
+
+    async def send(self, item: bytes) -> None:
+        """Send all of `item`, waiting while the other side does not read."""
+        await self._stream.send(item)
+
+    async def send_eof(self) -> None:
+        """Say that nothing more comes from this side."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Close both directions; cancelled or not, the connection is closed afterwards."""
+        await self._stream.aclose()
+
+
+class Listener(ABC):
+    """Where a transport takes incoming connections."""
+
+    @property
+    @abstractmethod
+    def locators(self) -> Sequence[NodeLocator]:
+        """The locators that lead here; they do not change while the listener is open."""
+
+    @abstractmethod
+    async def accept(self) -> Connection:
+        """Wait for the next incoming connection; a cancelled wait loses none.
+
+        Raises:
+            anyio.ClosedResourceError: the listener was closed.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Stop listening. Connections that were accepted live on."""
+
+    async def __aenter__(self) -> Self:
+        """Listen for the length of a block."""
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        await self.aclose()
+
+
+class Transport(ABC):
+    """One way of carrying connections. Used as an async context manager, which starts and stops it.
+
+    Entering waits until the transport is ready to dial and listen, and raises
+    `TransportUnavailableError` when it cannot become so; meanwhile and afterwards `status` says where it
+    stands and observers are told of each change. Leaving ends every process and task that it started.
+    """
+
+    def __init__(self) -> None:
+        self._status = TransportStatus("stopped")
+        self._observers: list[Callable[[TransportStatus], None]] = []
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The word for it on the command line: `tor`, `tcp`, `memory`."""
+
+    @property
+    @abstractmethod
+    def properties(self) -> Properties:
+        """What its connections give."""
+
+    @abstractmethod
+    def carries(self, locator: NodeLocator) -> bool:
+        """Tell whether `locator` is of a kind that this transport can dial."""
+
+    @abstractmethod
+    async def connect(self, locator: NodeLocator, *, isolation: bytes = b"") -> Connection:
+        """Dial.
+
+        Args:
+            locator: where to; `carries` it.
+            isolation: connections with different tokens must not be linkable by the network: they share
+                no circuit. Transports that hide nothing ignore it.
+
+        Returns:
+            the open connection, which the caller closes.
+
+        Raises:
+            UnreachableError: nobody answered, the locator is not served, or `dial_timeout` passed.
+            TransportUnavailableError: the transport itself does not work at the moment.
+            Cancelled, it leaves no socket behind.
+        """
+
+    @abstractmethod
+    async def listen(self) -> Listener:
+        """Open this transport's listener, at most one at a time.
+
+        Raises:
+            TransportUnavailableError: the address is taken, or the service could not be published.
+        """
+
+    @property
+    def status(self) -> TransportStatus:
+        """Where the transport stands now."""
+        return self._status
+
+    def observe(self, observer: Callable[[TransportStatus], None]) -> None:
+        """Have `observer` called, in the event loop's thread, with each new status."""
+        self._observers.append(observer)
+
+    def _report(self, status: TransportStatus) -> None:
+        self._status = status
+        for observer in self._observers:
+            observer(status)
+
+    async def __aenter__(self) -> Self:
+        """Start. The default suits transports that need no process or session of their own."""
+        self._report(TransportStatus("ready", progress=100))
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Stop."""
+        self._report(TransportStatus("stopped"))
+        return None
+
+
+class ConnectionLayer:
+    """A node's transports behind one `connect`.
+
+    Args:
+        transports: started by the caller, in order of preference.
+        anonymous: the node hides where it is: it dials only over transports that hide the sender, and
+            publishes only locators that hide the receiver.
+    """
+
+    def __init__(self, transports: Sequence[Transport], *, anonymous: bool) -> None:
+        self.transports = tuple(transports)
+        self.anonymous = anonymous
+
+    def can_dial(self, locator: NodeLocator) -> bool:
+        """Tell whether one of the transports carries `locator` and policy lets it be dialled."""
+        return any(self._allowed(transport) for transport in self.transports if transport.carries(locator))
+
+    async def connect(self, locator: NodeLocator, *, isolation: bytes = b"") -> Connection:
+        """Dial `locator` over the first transport that carries it; see `Transport.connect`.
+
+        Raises:
+            TransportUnavailableError: no transport of this node carries such locators.
+            RefusedError: dialling it would show where this node is.
+            UnreachableError: see `Transport.connect`.
+        """
+        carriers = [transport for transport in self.transports if transport.carries(locator)]
+        if not carriers:
+            raise TransportUnavailableError(f"no transport of this node carries {locator.protocol} addresses")
+        for transport in carriers:
+            if self._allowed(transport):
+                return await transport.connect(locator, isolation=isolation)
+        raise RefusedError(
+            f"a {locator.protocol} address is not dialled, because that would show where this node is"
+        )
+
+    def _allowed(self, transport: Transport) -> bool:
+        return transport.properties.hides_sender or not self.anonymous

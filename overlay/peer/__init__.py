@@ -1,0 +1,1 @@
+"""The peer layer: a node finds others, pushes to them, pulls from them, accepts, stores and forwards."""

@@ -1,0 +1,1 @@
+"""Models for finding nodes and units: the central directory."""

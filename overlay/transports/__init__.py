@@ -1,0 +1,1 @@
+"""Transports: each implements `overlay.connection.Transport` and knows no other."""

@@ -1,0 +1,1 @@
+"""Plain TCP: hides nothing; for tests, local networks and comparison."""

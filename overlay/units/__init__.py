@@ -1,0 +1,1 @@
+"""Unit identifiers and locators, and the ERIS encoding of content. Pure."""

@@ -1,0 +1,1 @@
+"""The message codec and text tokens. Pure."""
