@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
+from anyio import ClosedResourceError
 from anyio.abc import ByteStream
 
 from overlay.errors import RefusedError, TransportUnavailableError
@@ -82,6 +84,7 @@ class StreamConnection(Connection):
         self._stream = stream
         self._locator = locator
         self._properties = properties
+        self._finished = False
 
     @property
     def locator(self) -> NodeLocator:
@@ -98,12 +101,21 @@ class StreamConnection(Connection):
         return await self._stream.receive(max_bytes)
 
     async def send(self, item: bytes) -> None:
-        """Send all of `item`, waiting while the other side does not read."""
+        """Send all of `item`, waiting while the other side does not read.
+
+        Raises:
+            anyio.ClosedResourceError: after `send_eof` or `aclose`.
+            anyio.BrokenResourceError: the other side is gone.
+        """
+        if self._finished:  # the event loops' own errors differ here
+            raise ClosedResourceError
         await self._stream.send(item)
 
     async def send_eof(self) -> None:
-        """Say that nothing more comes from this side."""
-        await self._stream.send_eof()
+        """Say that nothing more comes from this side; a second time it does nothing."""
+        self._finished = True
+        with suppress(OSError):  # the other side is gone already, which the next `receive` says
+            await self._stream.send_eof()
 
     async def aclose(self) -> None:
         """Close both directions; cancelled or not, the connection is closed afterwards."""
@@ -242,6 +254,10 @@ class ConnectionLayer:
     def can_dial(self, locator: NodeLocator) -> bool:
         """Tell whether one of the transports carries `locator` and policy lets it be dialled."""
         return any(self._allowed(transport) for transport in self.transports if transport.carries(locator))
+
+    def may_publish(self, transport: Transport) -> bool:
+        """Tell whether the locators of `transport` go into this node's record."""
+        return transport.properties.hides_receiver or not self.anonymous
 
     async def connect(self, locator: NodeLocator, *, isolation: bytes = b"") -> Connection:
         """Dial `locator` over the first transport that carries it; see `Transport.connect`.

@@ -85,7 +85,7 @@ class NodeLocator:
         try:
             address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
         except ValueError as error:
-            raise MalformedError(f"'{host}' is not an IP address, and names are not looked up") from error
+            raise MalformedError(f"{host!r} is not an IP address, and names are not looked up") from error
         return cls(f"ip{address.version}", address.packed, port)
 
     @property
@@ -155,12 +155,12 @@ class NodeLocator:
 
 _MULTIADDR = re.compile(
     r"/onion3/(?P<onion>[a-zA-Z2-7]{56}):(?P<onion_port>[0-9]{1,5})"
-    r"|/garlic32/(?P<garlic>[a-zA-Z2-7]{52,100})"
+    r"|/garlic32/(?P<garlic>[a-zA-Z2-7]{52,101})"
     r"|/memory/(?P<memory>[0-9]{1,20})"
     r"|/ip4/(?P<ip4>[0-9.]{7,15})/tcp/(?P<ip4_port>[0-9]{1,5})"
     r"|/ip6/(?P<ip6>[0-9a-fA-F:.]{2,45})/tcp/(?P<ip6_port>[0-9]{1,5})"
-    r"|(?P<onion_host>[a-zA-Z2-7]{56}\.onion):(?P<onion_host_port>[0-9]{1,5})"
-    r"|(?P<b32>[a-zA-Z2-7]{52,100})\.b32\.i2p"
+    r"|(?P<onion_host>[a-zA-Z2-7]{56}(?i:\.onion)):(?P<onion_host_port>[0-9]{1,5})"
+    r"|(?P<b32>[a-zA-Z2-7]{52,101})(?i:\.b32\.i2p)"
     r"|\[(?P<host6>[0-9a-fA-F:.]{2,45})\]:(?P<host6_port>[0-9]{1,5})"
     r"|(?P<host>[^/:\[\]\s]{1,253}):(?P<host_port>[0-9]{1,5})"
 )
@@ -325,15 +325,26 @@ class LocatorRecord:
             MalformedError: not a record, or out of bounds.
             VerificationError: the signature does not fit, it has expired, or its times make no sense.
         """
-        signed = decode(_SignedRecord, data, limit=MAX_RECORD_BYTES)
-        record = cls._from_body(signed.body, bytes(data))
-        verify_signature(record.public.signing, _RECORD_CONTEXT, signed.body, signed.signature)
+        record = cls.from_store(data)
         if not record.issued <= record.expires <= record.issued + MAX_RECORD_LIFETIME:
             raise VerificationError("a locator record is valid for longer than records may be")
         if record.issued > now + MAX_CLOCK_SKEW:
             raise VerificationError("a locator record comes from the future: check this machine's clock")
         if record.expires <= now:
             raise VerificationError("a locator record has expired")
+        return record
+
+    @classmethod
+    def from_store(cls, data: bytes) -> Self:
+        """Read a record that was verified when it was stored: form and signature, but not its times.
+
+        Raises:
+            MalformedError: not a record, or out of bounds.
+            VerificationError: the signature does not fit.
+        """
+        signed = decode(_SignedRecord, data, limit=MAX_RECORD_BYTES)
+        record = cls._from_body(signed.body, bytes(data))
+        verify_signature(record.public.signing, _RECORD_CONTEXT, signed.body, signed.signature)
         return record
 
     @classmethod

@@ -1,0 +1,186 @@
+"""The building block *accept*: receivers by kind, for whatever other nodes push or pull here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import anyio
+
+from overlay.channel.driver import Exchange
+from overlay.errors import ClosedError, NotFoundError, OverlayError, RefusedError
+from overlay.identity import NodeIdentifier
+from overlay.peer.messages import MAX_PART_BYTES, Answer, Request
+from overlay.wire.codec import decode, encode
+
+logger = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT = 60.0
+"""Seconds within which an opened exchange must have brought its request; a Tor round trip takes one."""
+
+PART_TIMEOUT = 120.0
+"""Seconds between two parts after which the caller is taken for gone, and its exchange given up."""
+
+LINGER_TIMEOUT = 30.0
+"""Seconds that the caller has to finish its side after it was answered."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One request as a receiver sees it.
+
+    Attributes:
+        sender: the node that asks, proven by the channel; `None` when it chose to stay anonymous.
+        kind: what it asks for.
+        body: at most `MAX_BODY_BYTES`, not yet decoded.
+    """
+
+    sender: NodeIdentifier | None
+    kind: str
+    body: bytes
+    _exchange: Exchange | None = field(default=None, repr=False)
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """The parts that follow the request, as they come.
+
+        Raises:
+            ClosedError: the caller went away, or stalled for `PART_TIMEOUT` seconds.
+        """
+        if self._exchange is None:
+            return
+        while True:
+            try:
+                with anyio.fail_after(PART_TIMEOUT):
+                    part = await self._exchange.receive()
+            except anyio.EndOfStream:
+                return
+            except TimeoutError as error:
+                raise ClosedError("the other node stopped sending in the middle of a transfer") from error
+            yield part
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer that goes on after its body: `parts` are sent one by one, each at most 64 KiB."""
+
+    body: bytes = b""
+    parts: AsyncIterator[bytes] | None = None
+
+
+Receiver = Callable[[Delivery], Awaitable[Reply | bytes | None]]
+"""Handles one delivery. Returning is acceptance; an `OverlayError` that it raises is told to the caller."""
+
+LateReply = Callable[[NodeIdentifier, bytes, Answer], Awaitable[None]]
+"""Sends an answer to (node, correlation) over another connection."""
+
+
+@dataclass(frozen=True)
+class _Registration:
+    receiver: Receiver
+    anonymous: bool
+
+
+class Accept:
+    """Hands each incoming exchange to the receiver of its kind; kinds that nobody registered are refused.
+
+    Args:
+        reply_later: how answers to requests with a correlation travel.
+    """
+
+    def __init__(self, reply_later: LateReply) -> None:
+        self._receivers: dict[str, _Registration] = {}
+        self._reply_later = reply_later
+
+    def register(self, kind: str, receiver: Receiver, *, anonymous: bool = False) -> None:
+        """Give all requests of `kind` to `receiver`; a kind has one receiver.
+
+        Args:
+            kind: the request's kind.
+            receiver: runs in a task of its own for each request.
+            anonymous: callers that do not show their identifier are let in.
+
+        Raises:
+            RefusedError: the kind is taken.
+        """
+        if kind in self._receivers:
+            raise RefusedError(f"requests of kind '{kind}' have a receiver already")
+        self._receivers[kind] = _Registration(receiver, anonymous)
+
+    async def handle(self, exchange: Exchange, sender: NodeIdentifier | None) -> None:
+        """Serve one exchange that `sender` opened, to its end. A caller who goes away ends it quietly."""
+        async with exchange:
+            try:
+                request = await _read_request(exchange)
+                if request.correlation is None:
+                    await self._answer_here(exchange, sender, request)
+                else:
+                    await self._answer_later(exchange, sender, request, request.correlation)
+            except (ClosedError, anyio.EndOfStream, TimeoutError):
+                logger.debug("a caller went away before its exchange was over")
+
+    async def dispatch(self, delivery: Delivery) -> Reply:
+        """Run the receiver of a delivery.
+
+        Raises:
+            NotFoundError: nobody receives this kind.
+            RefusedError: the caller is anonymous and this kind is not for such callers.
+        """
+        registration = self._receivers.get(delivery.kind)
+        if registration is None:
+            raise NotFoundError(f"this node does not know requests of kind '{delivery.kind}'")
+        if delivery.sender is None and not registration.anonymous:
+            raise RefusedError(f"requests of kind '{delivery.kind}' must show who asks")
+        result = await registration.receiver(delivery)
+        return result if isinstance(result, Reply) else Reply(result or b"")
+
+    async def _answer_here(self, exchange: Exchange, sender: NodeIdentifier | None, request: Request) -> None:
+        delivery = Delivery(sender, request.kind, request.body, exchange)
+        try:
+            reply = await self.dispatch(delivery)
+        except ClosedError:
+            raise
+        except OverlayError as error:
+            await exchange.send(encode(Answer.of_error(error)))
+        else:
+            await exchange.send(encode(Answer(body=reply.body)))
+            if reply.parts is not None:
+                async for part in reply.parts:
+                    await exchange.send(part)
+        await exchange.finish()
+        await _drain(exchange)
+
+    async def _answer_later(
+        self, exchange: Exchange, sender: NodeIdentifier | None, request: Request, correlation: bytes
+    ) -> None:
+        if sender is None:
+            refusal = RefusedError("an answer over another connection needs to know who asks")
+            await exchange.send(encode(Answer.of_error(refusal)))
+            await exchange.finish()
+            return
+        await exchange.send(encode(Answer()))
+        await exchange.finish()
+        await _drain(exchange)
+        try:
+            answer = Answer(body=(await self.dispatch(Delivery(sender, request.kind, request.body))).body)
+        except OverlayError as error:
+            answer = Answer.of_error(error)
+        try:
+            await self._reply_later(sender, correlation, answer)
+        except OverlayError as error:
+            logger.debug("an answer found nobody: %s", error.code)
+
+
+async def _read_request(exchange: Exchange) -> Request:
+    with anyio.fail_after(REQUEST_TIMEOUT):
+        return decode(Request, await exchange.receive(), limit=MAX_PART_BYTES)
+
+
+async def _drain(exchange: Exchange) -> None:
+    """Let the caller finish: closing earlier would reset the exchange and could overtake the answer."""
+    with anyio.move_on_after(LINGER_TIMEOUT):
+        try:
+            while True:
+                await exchange.receive()
+        except anyio.EndOfStream:
+            return

@@ -1,0 +1,334 @@
+"""The channels of a node: those it opened, those that others opened to it, and when each is used.
+
+Opening an onion circuit costs seconds, so channels are kept and shared. A *lane* says what may share one:
+interactive requests, bulk transfers (which get circuits of their own, so that they never delay a message),
+and anonymous requests, in which this node does not show its identifier and which share a channel with
+nothing that does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from enum import StrEnum
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from overlay.channel.driver import Channel, initiate, respond
+from overlay.channel.machine import ChannelLimits
+from overlay.connection import Connection, ConnectionLayer, Listener
+from overlay.errors import (
+    ClosedError,
+    OverlayError,
+    RefusedError,
+    UnreachableError,
+    VerificationError,
+)
+from overlay.identity import Entropy, NodeIdentifier, NodeSecret
+from overlay.locators import LocatorRecord
+from overlay.peer.accept import Accept
+from overlay.peer.locator_manager import LocatorManager
+from overlay.peer.reputation import ReputationManager
+
+logger = logging.getLogger(__name__)
+
+DIAL_ATTEMPTS = 3
+"""Each on circuits of its own: a path that does not work is not tried twice (a dead relay stays listed)."""
+
+DIAL_DEADLINE = 120.0
+"""Seconds for all attempts to reach one node; a first dial over Tor may take 60."""
+
+DIAL_PAUSE = 1.0
+"""Seconds before the second attempt, doubled for each further one, plus up to as much again at random."""
+
+MAX_HANDSHAKES = 64
+"""Incoming connections that have not said who they are; one more, and the oldest of them is dropped."""
+
+MAX_INCOMING = 256
+"""Incoming channels at once: 256 need about 50 MiB when every one is busy."""
+
+
+class Lane(StrEnum):
+    """What shares a channel."""
+
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+    ANONYMOUS = "anonymous"
+
+
+Contact = Callable[[NodeIdentifier], Coroutine[Any, Any, None]]
+"""Told of each node that a channel shows to be there, in a task of its own."""
+
+
+class _Dial:
+    """An attempt that several requests wait for: none of them ends it by giving up."""
+
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.channel: Channel | None = None
+        self.error: OverlayError | None = None
+
+    async def result(self) -> Channel:
+        await self.done.wait()
+        if self.channel is None:
+            raise self.error or ClosedError("this node is shutting down")
+        return self.channel
+
+
+class ChannelPool:
+    """Opens, takes, keeps and serves channels. Lives while `run` runs.
+
+    Args:
+        secret: this node's keys.
+        layer: where connections come from.
+        locators: where nodes are found; learns the record that each peer shows.
+        reputation: notes who was reachable and who broke the protocol.
+        accept: serves the exchanges that peers open.
+        entropy: random bytes.
+        clock: seconds since 1970.
+        limits: bounds of each channel.
+
+    Attributes:
+        contacts: each is told of every node that a new channel shows to be there.
+        departures: each is told of every node whose interactive channel ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        secret: NodeSecret,
+        layer: ConnectionLayer,
+        locators: LocatorManager,
+        reputation: ReputationManager,
+        accept: Accept,
+        entropy: Entropy,
+        clock: Callable[[], float],
+        limits: ChannelLimits,
+    ) -> None:
+        self._secret = secret
+        self._layer = layer
+        self._locators = locators
+        self._reputation = reputation
+        self._accept = accept
+        self._entropy = entropy
+        self._clock = clock
+        self._limits = limits
+        self._isolation_key = entropy(32)
+        self._channels: dict[tuple[NodeIdentifier, Lane], Channel] = {}
+        self._dials: dict[tuple[NodeIdentifier, Lane], _Dial] = {}
+        self._handshakes: dict[int, anyio.CancelScope] = {}
+        self._incoming = 0
+        self._group: TaskGroup | None = None
+        self.contacts: list[Contact] = []
+        self.departures: list[Callable[[NodeIdentifier], None]] = []
+
+    async def run(
+        self, listeners: Sequence[Listener], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve `listeners` and every channel until cancelled; then all channels are closed."""
+        try:
+            async with anyio.create_task_group() as group:
+                self._group = group
+                for listener in listeners:
+                    group.start_soon(self._listen, listener)
+                task_status.started()
+                await anyio.sleep_forever()
+        finally:
+            self._group = None
+            for dial in self._dials.values():
+                dial.done.set()
+
+    def connected(self, node: NodeIdentifier) -> bool:
+        """Tell whether an interactive channel to `node` is open."""
+        return self._warm(node, Lane.INTERACTIVE) is not None
+
+    async def channel(self, node: NodeIdentifier, lane: Lane) -> tuple[Channel, bool]:
+        """Find an open channel to `node`, or open one.
+
+        Returns:
+            the channel, and whether it was open before: then it may have died without our knowing.
+
+        Raises:
+            NotFoundError: nobody knows where the node is reached.
+            UnreachableError: it did not answer at any of its locators.
+            RefusedError: reaching it would show where this node is.
+            VerificationError: somebody else answers at its locators.
+            ClosedError: this node is shutting down.
+        """
+        warm = self._warm(node, lane)
+        if warm is not None:
+            return warm, True
+        dial = self._dials.get((node, lane))
+        if dial is None:
+            if self._group is None:
+                raise ClosedError("this node does not run")
+            dial = self._dials[node, lane] = _Dial()
+            self._group.start_soon(self._run_dial, node, lane, dial)
+        return await dial.result(), False
+
+    def _warm(self, node: NodeIdentifier, lane: Lane) -> Channel | None:
+        channel = self._channels.get((node, lane))
+        return None if channel is None or channel.closed else channel
+
+    # --- opening
+
+    async def _run_dial(self, node: NodeIdentifier, lane: Lane, dial: _Dial) -> None:
+        try:
+            with anyio.fail_after(DIAL_DEADLINE):
+                dial.channel = await self._dial(node, lane)
+            self._adopt(dial.channel, node, lane)
+        except TimeoutError:
+            dial.error = UnreachableError("the other node did not answer in time; it may be offline")
+        except OverlayError as error:
+            dial.error = error
+        finally:
+            del self._dials[node, lane]
+            dial.done.set()
+        if isinstance(dial.error, UnreachableError):
+            self._reputation.note(node, "unreachable", self._clock())
+
+    async def _dial(self, node: NodeIdentifier, lane: Lane) -> Channel:
+        record = await self._locators.resolve(node)
+        pause = DIAL_PAUSE
+        for attempt in range(DIAL_ATTEMPTS):
+            try:
+                return await self._try_locators(record, lane, attempt)
+            except UnreachableError:
+                if attempt + 1 == DIAL_ATTEMPTS:
+                    raise
+            await anyio.sleep(pause * (1 + self._entropy(1)[0] / 255))
+            pause *= 2
+            record = await self._locators.refresh(node)
+        raise UnreachableError("the other node did not answer")
+
+    async def _try_locators(self, record: LocatorRecord, lane: Lane, attempt: int) -> Channel:
+        failure: OverlayError = RefusedError(
+            "that node has no address that this node may dial; start this node with a transport they share"
+        )
+        for locator in record.locators:
+            if not self._layer.can_dial(locator):
+                continue
+            try:
+                token = self._isolation(record.identifier, lane, attempt)
+                connection = await self._layer.connect(locator, isolation=token)
+                return await self._initiate(connection, record, lane)
+            except (UnreachableError, VerificationError) as error:
+                failure = error
+        raise failure
+
+    async def _initiate(self, connection: Connection, record: LocatorRecord, lane: Lane) -> Channel:
+        anonymous = lane is Lane.ANONYMOUS
+        return await initiate(
+            connection,
+            secret=None if anonymous else self._secret,
+            responder=record.public,
+            hello=b"" if anonymous else self._locators.own.encoded,
+            entropy=self._entropy,
+            limits=self._limits,
+        )
+
+    def _isolation(self, node: NodeIdentifier, lane: Lane, attempt: int) -> bytes:
+        # Anonymous requests to different nodes, and each new channel, must not be linkable by circuit.
+        fresh = self._entropy(16) if lane is Lane.ANONYMOUS else bytes([attempt])
+        label = lane.value.encode("ascii") + b"\0" + node.value + fresh
+        return hashlib.blake2b(label, digest_size=16, key=self._isolation_key).digest()
+
+    # --- taking
+
+    async def _listen(self, listener: Listener) -> None:
+        while True:
+            connection = await listener.accept()
+            self._make_room()
+            if self._group is not None:
+                self._group.start_soon(self._take, connection)
+
+    def _make_room(self) -> None:
+        """Drop the oldest unfinished handshake: a flood of stalling callers then cannot keep others out."""
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            self._handshakes.pop(next(iter(self._handshakes))).cancel()
+
+    async def _take(self, connection: Connection) -> None:
+        channel = await self._respond(connection)
+        if channel is None:
+            return
+        if self._incoming >= MAX_INCOMING:
+            await anyio.aclose_forcefully(connection)
+            return
+        self._incoming += 1
+        try:
+            node = channel.peer.identifier if channel.peer else None
+            await self._serve(channel, node, Lane.INTERACTIVE)
+        finally:
+            self._incoming -= 1
+
+    async def _respond(self, connection: Connection) -> Channel | None:
+        with anyio.CancelScope() as scope:
+            self._handshakes[id(scope)] = scope
+            try:
+                return await respond(
+                    connection,
+                    secret=self._secret,
+                    hello=self._locators.own.encoded,
+                    entropy=self._entropy,
+                    limits=self._limits,
+                )
+            except OverlayError as error:
+                logger.debug("an incoming connection ended in its handshake: %s", error.code)
+            finally:
+                self._handshakes.pop(id(scope), None)
+        return None
+
+    # --- serving
+
+    def _adopt(self, channel: Channel, node: NodeIdentifier, lane: Lane) -> None:
+        # At once, not when its task first runs: whoever waits for the dial uses the channel right away.
+        self._channels[node, lane] = channel
+        if self._group is not None:
+            self._group.start_soon(self._serve, channel, node, lane)
+
+    async def _serve(self, channel: Channel, node: NodeIdentifier | None, lane: Lane) -> None:
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(channel.run)
+                if lane is not Lane.ANONYMOUS and node is not None:
+                    if not await self._meet(channel, node):
+                        await channel.aclose()
+                    elif lane is Lane.INTERACTIVE and self._warm(node, lane) is None:
+                        self._channels[node, lane] = channel
+                await self._serve_exchanges(channel, node, group)
+        finally:
+            if node is not None and self._channels.get((node, lane)) is channel:
+                del self._channels[node, lane]
+                if lane is Lane.INTERACTIVE:
+                    for departure in self.departures:
+                        departure(node)
+
+    async def _serve_exchanges(self, channel: Channel, node: NodeIdentifier | None, group: TaskGroup) -> None:
+        sender = None if channel.peer is None else node
+        while True:
+            try:
+                exchange = await channel.accept()
+            except ClosedError:
+                return
+            group.start_soon(self._accept.handle, exchange, sender)
+
+    async def _meet(self, channel: Channel, node: NodeIdentifier) -> bool:
+        """Learn the peer's own record from its handshake and tell who waits for it; False if it lied."""
+        if channel.hello:
+            try:
+                record = await self._locators.learn(channel.hello)
+            except OverlayError as error:
+                logger.debug("a peer showed a record that does not hold: %s", error.code)
+                self._reputation.note(node, "violation", self._clock())
+                return False
+            if record.identifier not in {node, self._secret.identifier}:
+                self._reputation.note(node, "violation", self._clock())
+                return False
+        self._reputation.note(node, "answered", self._clock())
+        if self._group is not None:
+            for contact in self.contacts:
+                self._group.start_soon(contact, node)
+        return True

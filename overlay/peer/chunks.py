@@ -1,0 +1,131 @@
+"""Storing chunks at other nodes, and fetching them: the wire side of the building block *storage manager*.
+
+A node that stores a chunk can neither read it nor tell its length (see `overlay.units.eris`), and every
+chunk is verified against its reference on both sides. Fetching is open to anonymous callers, because who
+has a reference has the right to the chunk, and nobody needs to learn who reads what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from overlay.errors import MalformedError, UnreachableError, VerificationError
+from overlay.identity import NodeIdentifier
+from overlay.peer.accept import Accept, Delivery, Reply
+from overlay.peer.channels import Lane
+from overlay.peer.pull import Pull
+from overlay.peer.push import Push
+from overlay.peer.reputation import ReputationManager
+from overlay.peer.storage import StorageManager
+from overlay.units.eris import chunk_reference
+
+STORE = "chunks.store"
+FETCH = "chunks.fetch"
+
+BATCH_CHUNKS = 64
+"""Chunks that one request stores or fetches: 2 MiB of the large size, some seconds over a slow circuit."""
+
+REFERENCE_BYTES = 32
+
+
+class Chunks:
+    """Stores and fetches chunks elsewhere, and keeps those that others bring.
+
+    Args:
+        push, pull, accept: blocks of this node.
+        storage: where chunks of others are kept here.
+        reputation: notes who served, and who lied.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        *,
+        push: Push,
+        pull: Pull,
+        accept: Accept,
+        storage: StorageManager,
+        reputation: ReputationManager,
+        clock: Callable[[], float],
+    ) -> None:
+        self._push = push
+        self._pull = pull
+        self._storage = storage
+        self._reputation = reputation
+        self._clock = clock
+        accept.register(STORE, self._receive_store)
+        accept.register(FETCH, self._receive_fetch, anonymous=True)
+
+    async def store(self, node: NodeIdentifier, chunks: Sequence[bytes]) -> None:
+        """Have `node` keep at most `BATCH_CHUNKS` chunks; when this returns they are on its disk.
+
+        Raises:
+            RefusedError: it does not take them, for example because its quota is used up.
+            UnreachableError, NotFoundError, VerificationError: see `Push`.
+            MalformedError: too many at once.
+        """
+        if len(chunks) > BATCH_CHUNKS:
+            raise MalformedError(f"at most {BATCH_CHUNKS} chunks are stored at once")
+        await self._push(node, STORE, lane=Lane.BULK, parts=_each(chunks))
+
+    async def fetch(self, node: NodeIdentifier, references: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Ask `node`, without showing who asks, for at most `BATCH_CHUNKS` chunks.
+
+        Returns:
+            those that it has, by reference, verified.
+
+        Raises:
+            VerificationError: it sent a chunk that does not fit; its reputation has suffered for it.
+            RefusedError, UnreachableError, NotFoundError: see `Pull`.
+            MalformedError: too many at once.
+        """
+        if len(references) > BATCH_CHUNKS:
+            raise MalformedError(f"at most {BATCH_CHUNKS} chunks are fetched at once")
+
+        async def consume(parts: AsyncIterator[bytes]) -> dict[bytes, bytes]:
+            return await self._verified(node, references, parts)
+
+        found = await self._pull.parts(node, FETCH, b"".join(references), consume, lane=Lane.ANONYMOUS)
+        self._reputation.note(node, "served", self._clock())
+        return found
+
+    async def _verified(
+        self, node: NodeIdentifier, references: Sequence[bytes], parts: AsyncIterator[bytes]
+    ) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
+        answered = 0
+        async for part in parts:
+            if answered >= len(references) or (part and chunk_reference(part) != references[answered]):
+                self._reputation.note(node, "lied", self._clock())
+                raise VerificationError("a node sent a chunk that is not the one that was asked for")
+            if part:
+                found[references[answered]] = part
+            answered += 1
+        if answered < len(references):
+            raise UnreachableError("a node stopped before it had answered for every chunk")
+        return found
+
+    async def _receive_store(self, delivery: Delivery) -> None:
+        chunks: list[bytes] = []
+        async for part in delivery.parts():
+            chunks.append(part)
+            if len(chunks) > BATCH_CHUNKS:
+                raise MalformedError(f"at most {BATCH_CHUNKS} chunks are stored at once")
+        await self._storage.put(chunks, now=self._clock())
+
+    async def _receive_fetch(self, delivery: Delivery) -> Reply:
+        size = len(delivery.body)
+        if size % REFERENCE_BYTES or not 0 < size <= BATCH_CHUNKS * REFERENCE_BYTES:
+            raise MalformedError("a request for chunks lists 1 to 64 references of 32 bytes")
+        references = [delivery.body[i : i + REFERENCE_BYTES] for i in range(0, size, REFERENCE_BYTES)]
+        return Reply(parts=self._found(references))
+
+    async def _found(self, references: Sequence[bytes]) -> AsyncIterator[bytes]:
+        for start in range(0, len(references), 8):  # a few at a time, to hold little memory for each caller
+            for chunk in await self._storage.get(references[start : start + 8]):
+                yield chunk or b""
+
+
+async def _each(chunks: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk

@@ -1,0 +1,194 @@
+"""The building block *locator manager*: who is reached where, by the signed word of each node itself.
+
+It signs and renews this node's own record, keeps the newest record of each node that was heard of, and asks
+a model (`resolvers`) about nodes that it does not know. An expired record is never passed on; its locators
+are still tried, since a handshake proves who answers anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import apsw
+
+from overlay.database import Database, Schema
+from overlay.errors import MalformedError, NotFoundError, VerificationError
+from overlay.identity import NodeIdentifier, NodeSecret
+from overlay.locators import MAX_RECORD_LIFETIME, RECORD_LIFETIME, LocatorRecord, NodeLocator
+
+MAX_RECORDS = 20_000
+"""Records kept, about 10 MiB; beyond it those that expire first are forgotten."""
+
+RENEWAL_AGE = RECORD_LIFETIME / 2 - 600
+"""Seconds after which the own record is signed anew; ten minutes before the node registers again."""
+
+KEPT_AFTER_EXPIRY = MAX_RECORD_LIFETIME
+"""Seconds that an expired record is still tried for, before it is forgotten."""
+
+LOCATOR_SCHEMA = Schema(
+    "locators",
+    (
+        """CREATE TABLE locator_records (
+            node BLOB PRIMARY KEY, number INTEGER NOT NULL, expires INTEGER NOT NULL, record BLOB NOT NULL
+        ) WITHOUT ROWID""",
+    ),
+)
+
+Resolver = Callable[[NodeIdentifier], Awaitable[bytes | None]]
+"""Asks a model for a node's record; `None` when the model does not know it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    locators: tuple[NodeLocator, ...]
+    roles: tuple[str, ...]
+
+
+class LocatorManager:
+    """Keeps locator records. `load` once before use.
+
+    Args:
+        secret: this node's keys.
+        database: opened with `LOCATOR_SCHEMA`.
+        clock: seconds since 1970.
+
+    Attributes:
+        resolvers: models to ask about nodes that are not known here.
+        observers: each is told of every record that is new or newer.
+    """
+
+    def __init__(self, secret: NodeSecret, database: Database, clock: Callable[[], float]) -> None:
+        self._secret = secret
+        self._database = database
+        self._clock = clock
+        self._records: dict[NodeIdentifier, LocatorRecord] = {}
+        self._own = _Own((), ())
+        self._own_record: LocatorRecord | None = None
+        self.resolvers: list[Resolver] = []
+        self.observers: list[Callable[[LocatorRecord], None]] = []
+
+    async def load(self) -> None:
+        """Read what was kept; records too old to be tried are forgotten."""
+        oldest = int(self._clock() - KEPT_AFTER_EXPIRY)
+
+        def read(connection: apsw.Connection) -> list[bytes]:
+            connection.execute("DELETE FROM locator_records WHERE expires < ?", (oldest,))
+            return [bytes(row[0]) for row in connection.execute("SELECT record FROM locator_records")]
+
+        for encoded in await self._database.write(read):
+            record = LocatorRecord.from_store(encoded)
+            self._records[record.identifier] = record
+
+    # --- this node's own record
+
+    def serve(self, locators: Sequence[NodeLocator], *, roles: Sequence[str] = ()) -> LocatorRecord:
+        """Say where this node is reached from now on, and sign it."""
+        self._own = _Own(tuple(locators), tuple(roles))
+        return self.renew()
+
+    def renew(self) -> LocatorRecord:
+        """Sign the own record anew, with a higher number than any before, across restarts too."""
+        now = self._clock()
+        # Numbers are milliseconds, so that no restart and no lost database falls behind an older record.
+        number = max(int(now * 1000), self._own_record.number + 1 if self._own_record else 0)
+        record = LocatorRecord.sign(
+            self._secret, self._own.locators, number=number, now=now, roles=self._own.roles
+        )
+        self._own_record = record
+        return record
+
+    @property
+    def own(self) -> LocatorRecord:
+        """This node's current record, signed anew when half of its life is over."""
+        if self._own_record is None or self._clock() - self._own_record.issued > RENEWAL_AGE:
+            return self.renew()
+        return self._own_record
+
+    # --- those of others
+
+    async def learn(self, encoded: bytes) -> LocatorRecord:
+        """Keep a record if it is newer than what is known.
+
+        Returns:
+            the newest record of that node, which may be one that was known before.
+
+        Raises:
+            MalformedError: not a record.
+            VerificationError: its signature or its times do not hold; nothing was kept.
+        """
+        record = LocatorRecord.verify(encoded, now=self._clock())
+        return await self.keep(record)
+
+    async def keep(self, record: LocatorRecord) -> LocatorRecord:
+        """Keep a record that is verified already, expired or not, if it is newer than what is known."""
+        known = self._records.get(record.identifier)
+        if record.identifier == self._secret.identifier or (known and known.number >= record.number):
+            return known or record
+        self._records[record.identifier] = record
+        forgotten = self._forget_surplus()
+
+        def write(connection: apsw.Connection) -> None:
+            connection.execute(
+                "INSERT OR REPLACE INTO locator_records VALUES (?, ?, ?, ?)",
+                (record.identifier.value, record.number, record.expires, record.encoded),
+            )
+            connection.executemany("DELETE FROM locator_records WHERE node = ?", forgotten)
+
+        await self._database.write(write)
+        for observer in self.observers:
+            observer(record)
+        return record
+
+    def known(self, identifier: NodeIdentifier) -> LocatorRecord | None:
+        """The newest record that is here, expired or not."""
+        return self._records.get(identifier)
+
+    def current(self) -> list[LocatorRecord]:
+        """Every record of another node that has not expired: those that may be passed on."""
+        now = self._clock()
+        return [record for record in self._records.values() if record.expires > now]
+
+    async def resolve(self, identifier: NodeIdentifier) -> LocatorRecord:
+        """Find a node's record: here if it is current, else by asking the model, else an expired one.
+
+        Raises:
+            NotFoundError: neither this node nor the model knows it.
+        """
+        known = self._records.get(identifier)
+        if known is not None and known.expires > self._clock():
+            return known
+        return await self.refresh(identifier)
+
+    async def refresh(self, identifier: NodeIdentifier) -> LocatorRecord:
+        """Ask the model even though a record is here: that one did not work.
+
+        Raises:
+            NotFoundError: nobody knows the node.
+        """
+        for resolver in self.resolvers:
+            encoded = await resolver(identifier)
+            if encoded is not None:
+                found = await self._learn_about(identifier, encoded)
+                if found is not None:
+                    return found
+        known = self._records.get(identifier)
+        if known is None:
+            raise NotFoundError("nobody who was asked knows where that node is reached")
+        return known
+
+    async def _learn_about(self, identifier: NodeIdentifier, encoded: bytes) -> LocatorRecord | None:
+        try:
+            record = await self.learn(encoded)
+        except (MalformedError, VerificationError):  # the model lies or is out of date: as good as no answer
+            return None
+        return record if record.identifier == identifier else None
+
+    def _forget_surplus(self) -> Iterable[tuple[bytes]]:
+        surplus = len(self._records) - MAX_RECORDS
+        if surplus <= 0:
+            return []
+        oldest = sorted(self._records.values(), key=lambda record: record.expires)[:surplus]
+        for record in oldest:
+            del self._records[record.identifier]
+        return [(record.identifier.value,) for record in oldest]

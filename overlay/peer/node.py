@@ -1,0 +1,368 @@
+"""A node: the blocks of the peer layer, put together over one connection layer and one database."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Literal
+
+import anyio
+from anyio.abc import TaskStatus
+
+from overlay.channel.machine import ChannelLimits
+from overlay.connection import ConnectionLayer, Listener
+from overlay.database import Database, Schema
+from overlay.errors import NotFoundError
+from overlay.identity import Entropy, NodeIdentifier, NodePublic, NodeSecret, SigningSecret
+from overlay.locators import DIRECTORY_ROLE, LocatorRecord, NodeLocator
+from overlay.peer.accept import Accept
+from overlay.peer.announcement import Announcement
+from overlay.peer.channels import ChannelPool
+from overlay.peer.chunks import Chunks
+from overlay.peer.forward import Forward
+from overlay.peer.locator_manager import LOCATOR_SCHEMA, LocatorManager
+from overlay.peer.messages import Answer
+from overlay.peer.models.directory import DIRECTORY_SCHEMA, Directory, DirectoryClient
+from overlay.peer.pull import Pull
+from overlay.peer.push import Push
+from overlay.peer.register import Register, RegisterStatus
+from overlay.peer.reply import Reply
+from overlay.peer.reputation import REPUTATION_SCHEMA, ReputationManager
+from overlay.peer.storage import STORAGE_SCHEMA, StorageManager
+from overlay.peer.ticket import Ticket
+from overlay.units.identifiers import UnitIdentifier
+from overlay.units.locators import PlaceSeal, UnitLocator
+
+NODE_SCHEMAS: tuple[Schema, ...] = (LOCATOR_SCHEMA, STORAGE_SCHEMA, REPUTATION_SCHEMA, DIRECTORY_SCHEMA)
+"""What a node's database is opened with, beside the schemas of its applications."""
+
+UPKEEP_INTERVAL = 600.0
+"""Seconds between purges of expired chunks and savings of reputation."""
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """What kind of node this is.
+
+    Attributes:
+        directory: it serves the central-directory model to others.
+        join: the directory that it registers at; None for a node on its own, or the directory itself.
+        relays: it forwards for others.
+        storage_quota: bytes of chunks that it keeps for others.
+        limits: bounds of each channel.
+    """
+
+    directory: bool = False
+    join: LocatorRecord | None = None
+    relays: bool = False
+    storage_quota: int = 1 << 30
+    limits: ChannelLimits = field(default_factory=ChannelLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """How a node stands.
+
+    Attributes:
+        state: `starting` until it listens; `joining` until it is registered for the first time; `ready`;
+            or `no-directory` when the directory is not reached, while everything that needs only nodes
+            that are known goes on.
+        detail: one sentence for people.
+        identifier: this node's.
+        locators: where it is reached.
+    """
+
+    state: Literal["starting", "joining", "ready", "no-directory"]
+    detail: str
+    identifier: NodeIdentifier
+    locators: tuple[NodeLocator, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """What is known of another node."""
+
+    identifier: NodeIdentifier
+    locators: tuple[NodeLocator, ...]
+    roles: frozenset[str]
+    connected: bool
+    score: float
+
+
+class Node:
+    """One node. Its blocks are attributes, so that an application uses, or replaces, each by itself.
+
+    Args:
+        secret: its keys.
+        layer: its transports, started.
+        database: opened with `NODE_SCHEMAS`.
+        clock: seconds since 1970.
+        entropy: random bytes.
+        options: what kind of node it is.
+
+    Attributes:
+        accept: receivers of requests, by kind.
+        push, pull, forward: requests to other nodes.
+        locators, storage, reputation: the managers.
+        chunks: chunks at other nodes.
+        channels: open connections; its `contacts` tell of each node that is met.
+    """
+
+    def __init__(
+        self,
+        *,
+        secret: NodeSecret,
+        layer: ConnectionLayer,
+        database: Database,
+        clock: Callable[[], float],
+        entropy: Entropy,
+        options: NodeOptions,
+    ) -> None:
+        self.public: NodePublic = secret.public
+        self.identifier: NodeIdentifier = secret.identifier
+        self.clock = clock
+        self.entropy = entropy
+        self._layer = layer
+        self._options = options
+        self._listening = False
+        self._changed = anyio.Event()
+        self._seal = PlaceSeal(
+            hashlib.blake2b(b"overlay/place", digest_size=32, key=secret.to_bytes()).digest()
+        )
+        self.accept = Accept(self._reply_later)
+        self.locators = LocatorManager(secret, database, clock)
+        self.storage = StorageManager(database, quota=options.storage_quota)
+        self.reputation = ReputationManager(database)
+        self.channels = ChannelPool(
+            secret=secret,
+            layer=layer,
+            locators=self.locators,
+            reputation=self.reputation,
+            accept=self.accept,
+            entropy=entropy,
+            clock=clock,
+            limits=options.limits,
+        )
+        self.locators.observers.append(lambda _: self._tell_changed())
+        self.push = Push(self.channels)
+        self.reply = Reply(self.push)
+        self.pull = Pull(self.channels, self.accept, entropy)
+        self.forward = Forward(
+            secret=secret, pull=self.pull, accept=self.accept, entropy=entropy, relays=options.relays
+        )
+        self.chunks = Chunks(
+            push=self.push,
+            pull=self.pull,
+            accept=self.accept,
+            storage=self.storage,
+            reputation=self.reputation,
+            clock=clock,
+        )
+        self._directory = self._serve_directory(database) if options.directory else None
+        self._client = self._join_directory(options.join) if options.join else None
+        self._register = self._keep_registered(self._client) if self._client else None
+
+    def _serve_directory(self, database: Database) -> Directory:
+        return Directory(
+            database=database,
+            accept=self.accept,
+            locators=self.locators,
+            push=self.push,
+            clock=self.clock,
+        )
+
+    def _join_directory(self, record: LocatorRecord) -> DirectoryClient:
+        client = DirectoryClient(
+            record,
+            push=self.push,
+            pull=self.pull,
+            accept=self.accept,
+            locators=self.locators,
+            clock=self.clock,
+        )
+        client.observers.append(lambda _: self._tell_changed())
+        self.locators.resolvers.append(client.find_node)
+        return client
+
+    def _keep_registered(self, client: DirectoryClient) -> Register:
+        register = Register(client, clock=self.clock, entropy=self.entropy, changed=self._tell_changed)
+
+        def left(node: NodeIdentifier) -> None:
+            if node == client.directory:
+                register.soon()
+
+        self.channels.departures.append(left)
+        return register
+
+    # --- running
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Listen, register and serve until cancelled; `task_status` tells when it listens.
+
+        Raises:
+            TransportUnavailableError: a transport could not listen.
+            StorageError: the database does not work.
+        """
+        await self._load()
+        async with AsyncExitStack() as stack:
+            listeners = await self._listen(stack)
+            try:
+                async with anyio.create_task_group() as group:
+                    await group.start(self.channels.run, listeners)
+                    if self._directory is not None:
+                        group.start_soon(self._directory.run)
+                    if self._register is not None:
+                        group.start_soon(self._register.run)
+                    group.start_soon(self._upkeep)
+                    self._listening = True
+                    self._tell_changed()
+                    task_status.started()
+            finally:
+                self._listening = False
+                self._tell_changed()
+                with anyio.CancelScope(shield=True):
+                    await self.reputation.flush()
+
+    async def _listen(self, stack: AsyncExitStack) -> list[Listener]:
+        listeners: list[Listener] = []
+        published: list[NodeLocator] = []
+        for transport in self._layer.transports:
+            listener = await stack.enter_async_context(await transport.listen())
+            listeners.append(listener)
+            if self._layer.may_publish(transport):
+                published += listener.locators
+        self.locators.serve(published, roles=[DIRECTORY_ROLE] if self._directory else [])
+        return listeners
+
+    async def _load(self) -> None:
+        await self.locators.load()
+        await self.reputation.load()
+        if self._options.join is not None:
+            await self.locators.keep(self._options.join)
+
+    async def _upkeep(self) -> None:
+        while True:
+            await self.storage.purge(self.clock())
+            await anyio.sleep(UPKEEP_INTERVAL)
+            await self.reputation.flush()
+
+    async def _reply_later(self, node: NodeIdentifier, correlation: bytes, answer: Answer) -> None:
+        await self.reply(node, correlation, answer)
+
+    # --- how it stands
+
+    @property
+    def record(self) -> LocatorRecord:
+        """This node's current locator record."""
+        return self.locators.own
+
+    @property
+    def status(self) -> NodeStatus:
+        """How this node stands now."""
+        locators = self.record.locators if self._listening else ()
+        state, detail = self._state()
+        return NodeStatus(state, detail, self.identifier, locators)
+
+    def _state(self) -> tuple[Literal["starting", "joining", "ready", "no-directory"], str]:
+        if not self._listening:
+            return "starting", "starting its transports"
+        if self._register is None:
+            return "ready", "ready"
+        registered: RegisterStatus = self._register.status
+        match registered.state:
+            case "registered":
+                return "ready", f"ready, one of {registered.nodes} nodes of its directory"
+            case "registering":
+                return "joining", "registering at its directory"
+            case _:
+                return "no-directory", f"the directory is not reached: {registered.detail}"
+
+    async def wait_changed(self) -> None:
+        """Wait until `status`, `peers` or the units that are known may have changed."""
+        await self._changed.wait()
+
+    def _tell_changed(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def ticket(self) -> Ticket:
+        """A ticket that lets others join through this node.
+
+        Raises:
+            NotFoundError: this node is not reached anywhere yet.
+        """
+        if not self._listening:
+            raise NotFoundError("this node has no address yet: wait until it is ready")
+        known = self.locators.known(self._client.directory) if self._client else None
+        return Ticket((self.record,) if known is None else (self.record, known))
+
+    def peers(self) -> list[PeerStatus]:
+        """Every other node that is known and has not expired, connected ones first."""
+        now = self.clock()
+        found = [
+            PeerStatus(
+                record.identifier,
+                record.locators,
+                record.roles,
+                self.channels.connected(record.identifier),
+                self.reputation.score(record.identifier, now),
+            )
+            for record in self.locators.current()
+        ]
+        return sorted(found, key=lambda peer: (not peer.connected, peer.identifier))
+
+    def choose(self, count: int, *, without: Collection[NodeIdentifier] = ()) -> list[NodeIdentifier]:
+        """Choose up to `count` other nodes that can be reached, those of best reputation first.
+
+        Among equals chance decides, so that no node gets everything.
+        """
+        now = self.clock()
+        candidates = [
+            record.identifier
+            for record in self.locators.current()
+            if record.identifier not in without
+            and self.reputation.trusted(record.identifier, now)
+            and any(self._layer.can_dial(locator) for locator in record.locators)
+        ]
+        candidates.sort(key=lambda _: self.entropy(8))
+        return list(self.reputation.rank(candidates, now))[:count]
+
+    # --- units
+
+    def seal_place(self, place: bytes) -> UnitLocator:
+        """Make the locator of something that this node holds at `place`."""
+        return UnitLocator(self.identifier, self._seal.seal(place, self.entropy))
+
+    def open_place(self, sealed: bytes) -> bytes:
+        """The place that this node sealed.
+
+        Raises:
+            VerificationError: another node sealed it, or nobody did.
+        """
+        return self._seal.open(sealed)
+
+    async def announce(self, secret: SigningSecret, locator: UnitLocator) -> None:
+        """Make a living unit known through the model, now and as long as this node runs.
+
+        Without a model nothing is told: the unit is found only by who was given its locator.
+
+        Raises:
+            UnreachableError, RefusedError: not known yet; the next registration brings it.
+        """
+        if self._register is not None:
+            await self._register.announce(secret, locator)
+
+    def withdraw(self, unit: UnitIdentifier) -> None:
+        """Announce a unit no more."""
+        if self._register is not None:
+            self._register.withdraw(unit)
+
+    async def find_unit(self, unit: UnitIdentifier) -> Sequence[Announcement]:
+        """Ask the model who holds a unit; newest first, empty without a model.
+
+        Raises:
+            UnreachableError: the model was not reached, and nothing was heard of the unit before.
+        """
+        return [] if self._client is None else await self._client.find_unit(unit)

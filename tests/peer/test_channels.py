@@ -1,0 +1,158 @@
+"""The pool of channels: when they are shared, when not, and what a bad peer can do to it."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import anyio
+import pytest
+
+from overlay.errors import ClosedError, UnreachableError
+from overlay.identity import NodeIdentifier
+from overlay.peer import channels
+from overlay.peer.accept import Delivery
+from overlay.peer.channels import Lane
+from overlay.testing.nodes import World, introduce
+from overlay.testing.simulation import Faults, Latency
+
+
+def quiet_world(seed: int = 6) -> World:
+    return World(seed, latency=Latency(0.001))
+
+
+async def nothing(_: Delivery) -> None:
+    pass
+
+
+async def test_requests_at_the_same_time_share_one_dial() -> None:
+    world = quiet_world()
+    async with (
+        world.database() as one,
+        world.database() as two,
+        world.node("alice", one) as alice,
+        world.node("bob", two) as bob,
+    ):
+        bob.accept.register("note", nothing)
+        await introduce([alice, bob])
+        async with anyio.create_task_group() as group:
+            for _ in range(10):
+                group.start_soon(alice.push, bob.identifier, "note")
+        assert world.network.memory.open_connections == 1
+
+
+async def test_bulk_has_a_connection_of_its_own() -> None:
+    world = quiet_world()
+    async with (
+        world.database() as one,
+        world.database() as two,
+        world.node("alice", one) as alice,
+        world.node("bob", two) as bob,
+    ):
+        bob.accept.register("note", nothing)
+        await introduce([alice, bob])
+        for lane in (Lane.INTERACTIVE, Lane.BULK, Lane.INTERACTIVE, Lane.BULK):
+            await alice.push(bob.identifier, "note", lane=lane)
+        assert world.network.memory.open_connections == 2
+
+
+async def test_a_kept_channel_that_died_is_replaced_without_the_caller_noticing() -> None:
+    world = quiet_world()
+    async with (
+        world.database() as one,
+        world.database() as two,
+        world.node("alice", one) as alice,
+        world.node("bob", two) as bob,
+    ):
+        bob.accept.register("note", nothing)
+        await introduce([alice, bob])
+        await alice.push(bob.identifier, "note")
+        world.network.memory.sever(lambda _caller, _called: True)
+        await alice.push(bob.identifier, "note")
+
+
+async def test_dials_that_fail_at_random_are_tried_again() -> None:
+    world = World(8, latency=Latency(0.01), faults=Faults(refusal=0.4))
+    async with (
+        world.database() as one,
+        world.database() as two,
+        world.node("alice", one) as alice,
+        world.node("bob", two) as bob,
+    ):
+        bob.accept.register("note", nothing)
+        await introduce([alice, bob])
+        reached = 0
+        for _ in range(20):
+            world.network.memory.sever(lambda _caller, _called: True)
+            try:
+                await alice.push(bob.identifier, "note")
+            except UnreachableError:
+                continue
+            reached += 1
+        assert reached >= 16  # a dial has three tries: 94 % succeed
+
+
+async def test_a_contact_is_told_on_both_sides_with_the_proven_identifier() -> None:
+    world = quiet_world()
+    async with (
+        world.database() as one,
+        world.database() as two,
+        world.node("alice", one) as alice,
+        world.node("bob", two) as bob,
+    ):
+        met: dict[NodeIdentifier, NodeIdentifier] = {}
+        both = anyio.Event()
+
+        def contact(me: NodeIdentifier) -> channels.Contact:
+            async def told(node: NodeIdentifier) -> None:
+                met[me] = node
+                if len(met) == 2:
+                    both.set()
+
+            return told
+
+        alice.channels.contacts.append(contact(alice.identifier))
+        bob.channels.contacts.append(contact(bob.identifier))
+        bob.accept.register("note", nothing)
+        await alice.locators.learn(bob.record.encoded)
+        await alice.push(bob.identifier, "note")
+        with anyio.fail_after(10):
+            await both.wait()
+        assert met == {alice.identifier: bob.identifier, bob.identifier: alice.identifier}
+        # The handshake brought alice's own record, so bob can call back.
+        assert bob.locators.known(alice.identifier) == alice.record
+
+
+async def test_a_flood_of_silent_connections_does_not_keep_others_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channels, "MAX_HANDSHAKES", 4)
+    world = quiet_world()
+    async with AsyncExitStack() as stack:
+        bob = await stack.enter_async_context(
+            world.node("bob", await stack.enter_async_context(world.database()))
+        )
+        alice = await stack.enter_async_context(
+            world.node("alice", await stack.enter_async_context(world.database()))
+        )
+        bob.accept.register("note", nothing)
+        await introduce([alice, bob])
+        flood = await stack.enter_async_context(world.network.transport())
+        silent = [await flood.connect(bob.record.locators[0]) for _ in range(20)]
+        await alice.push(bob.identifier, "note")
+        ended = 0
+        for connection in silent[:16]:
+            with anyio.fail_after(5), pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                await connection.receive()
+            ended += 1
+        assert ended == 16
+        for connection in silent:
+            await connection.aclose()
+
+
+async def test_a_node_that_stopped_takes_no_requests() -> None:
+    world = quiet_world()
+    async with world.database() as database:
+        async with world.node("alice", database) as alice:
+            pass
+        with pytest.raises(ClosedError):
+            await alice.channels.channel(world.secret("bob").identifier, Lane.INTERACTIVE)
