@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from anyio.abc import TaskStatus
 from overlay.channel.machine import ChannelLimits
 from overlay.connection import ConnectionLayer, Listener
 from overlay.database import Database, Schema
-from overlay.errors import NotFoundError
+from overlay.errors import NotFoundError, StorageError
 from overlay.identity import Entropy, NodeIdentifier, NodePublic, NodeSecret, SigningSecret
 from overlay.locators import DIRECTORY_ROLE, LocatorRecord, NodeLocator
 from overlay.peer.accept import Accept
@@ -34,6 +35,8 @@ from overlay.peer.storage import STORAGE_SCHEMA, StorageManager
 from overlay.peer.ticket import Ticket
 from overlay.units.identifiers import UnitIdentifier
 from overlay.units.locators import PlaceSeal, UnitLocator
+
+logger = logging.getLogger(__name__)
 
 NODE_SCHEMAS: tuple[Schema, ...] = (LOCATOR_SCHEMA, STORAGE_SCHEMA, REPUTATION_SCHEMA, DIRECTORY_SCHEMA)
 """What a node's database is opened with, beside the schemas of its applications."""
@@ -223,7 +226,7 @@ class Node:
                 self._listening = False
                 self._tell_changed()
                 with anyio.CancelScope(shield=True):
-                    await self.reputation.flush()
+                    await self._save_reputation()
 
     async def _listen(self, stack: AsyncExitStack) -> list[Listener]:
         listeners: list[Listener] = []
@@ -244,9 +247,18 @@ class Node:
 
     async def _upkeep(self) -> None:
         while True:
-            await self.storage.purge(self.clock())
+            try:
+                await self.storage.purge(self.clock())
+            except StorageError as error:
+                logger.warning("expired chunks could not be removed: %s", error)
             await anyio.sleep(UPKEEP_INTERVAL)
+            await self._save_reputation()
+
+    async def _save_reputation(self) -> None:
+        try:
             await self.reputation.flush()
+        except StorageError as error:  # what is not saved now is saved at the next time
+            logger.warning("the record of what other nodes did could not be saved: %s", error)
 
     async def _reply_later(self, node: NodeIdentifier, correlation: bytes, answer: Answer) -> None:
         await self.reply(node, correlation, answer)
@@ -316,7 +328,7 @@ class Node:
     def choose(self, count: int, *, without: Collection[NodeIdentifier] = ()) -> list[NodeIdentifier]:
         """Choose up to `count` other nodes that can be reached, those of best reputation first.
 
-        Among equals chance decides, so that no node gets everything.
+        Among nodes whose scores are about equal chance decides, so that none gets everything.
         """
         now = self.clock()
         candidates = [
@@ -326,8 +338,11 @@ class Node:
             and self.reputation.trusted(record.identifier, now)
             and any(self._layer.can_dial(locator) for locator in record.locators)
         ]
-        candidates.sort(key=lambda _: self.entropy(8))
-        return list(self.reputation.rank(candidates, now))[:count]
+
+        def preference(node: NodeIdentifier) -> tuple[int, bytes]:
+            return -round(self.reputation.score(node, now)), self.entropy(8)
+
+        return sorted(candidates, key=preference)[:count]
 
     # --- units
 
