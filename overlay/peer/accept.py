@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import anyio
@@ -41,7 +42,7 @@ class Delivery:
     body: bytes
     _exchange: Exchange | None = field(default=None, repr=False)
 
-    async def parts(self) -> AsyncIterator[bytes]:
+    async def parts(self) -> AsyncGenerator[bytes, None]:
         """The parts that follow the request, as they come.
 
         Raises:
@@ -65,7 +66,7 @@ class Reply:
     """An answer that goes on after its body: `parts` are sent one by one, each at most 64 KiB."""
 
     body: bytes = b""
-    parts: AsyncIterator[bytes] | None = None
+    parts: AsyncGenerator[bytes, None] | None = None
 
 
 Receiver = Callable[[Delivery], Awaitable[Reply | bytes | None]]
@@ -145,8 +146,9 @@ class Accept:
         else:
             await exchange.send(encode(Answer(body=reply.body)))
             if reply.parts is not None:
-                async for part in reply.parts:
-                    await exchange.send(part)
+                async with aclosing(reply.parts) as parts:
+                    async for part in parts:
+                        await exchange.send(part)
         await exchange.finish()
         await _drain(exchange)
 

@@ -7,7 +7,8 @@ has a reference has the right to the chunk, and nobody needs to learn who reads 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 
 from overlay.errors import MalformedError, UnreachableError, VerificationError
 from overlay.identity import NodeIdentifier
@@ -107,10 +108,11 @@ class Chunks:
 
     async def _receive_store(self, delivery: Delivery) -> None:
         chunks: list[bytes] = []
-        async for part in delivery.parts():
-            chunks.append(part)
-            if len(chunks) > BATCH_CHUNKS:
-                raise MalformedError(f"at most {BATCH_CHUNKS} chunks are stored at once")
+        async with aclosing(delivery.parts()) as parts:
+            async for part in parts:
+                chunks.append(part)
+                if len(chunks) > BATCH_CHUNKS:
+                    raise MalformedError(f"at most {BATCH_CHUNKS} chunks are stored at once")
         await self._storage.put(chunks, now=self._clock())
 
     async def _receive_fetch(self, delivery: Delivery) -> Reply:
@@ -120,12 +122,12 @@ class Chunks:
         references = [delivery.body[i : i + REFERENCE_BYTES] for i in range(0, size, REFERENCE_BYTES)]
         return Reply(parts=self._found(references))
 
-    async def _found(self, references: Sequence[bytes]) -> AsyncIterator[bytes]:
+    async def _found(self, references: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
         for start in range(0, len(references), 8):  # a few at a time, to hold little memory for each caller
             for chunk in await self._storage.get(references[start : start + 8]):
                 yield chunk or b""
 
 
-async def _each(chunks: Sequence[bytes]) -> AsyncIterator[bytes]:
+async def _each(chunks: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
     for chunk in chunks:
         yield chunk

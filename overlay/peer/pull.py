@@ -7,6 +7,7 @@ the answer is pushed over any other connection under the request's correlation (
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TypeVar
 
 import anyio
@@ -93,7 +94,8 @@ class Pull:
             await exchange.send(encode(request))
             await exchange.finish()
             (await receive_answer(exchange)).result()
-            return await consume(receive_parts(exchange))
+            async with aclosing(receive_parts(exchange)) as parts:
+                return await consume(parts)
 
         return await on_exchange(self._channels, node, lane, use)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from overlay.channel.driver import Exchange
 from overlay.identity import NodeIdentifier
@@ -24,7 +24,7 @@ class Push:
         body: bytes = b"",
         *,
         lane: Lane = Lane.INTERACTIVE,
-        parts: AsyncIterator[bytes] | None = None,
+        parts: AsyncGenerator[bytes, None] | None = None,
     ) -> bytes:
         """Push one request and wait until it is accepted.
 

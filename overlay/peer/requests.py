@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TypeVar
 
 import anyio
@@ -47,7 +48,7 @@ async def on_exchange(
                 raise UnreachableError("the connection ended before the other node answered") from error
 
 
-async def converse(exchange: Exchange, request: Request, parts: AsyncIterator[bytes] | None) -> bytes:
+async def converse(exchange: Exchange, request: Request, parts: AsyncGenerator[bytes, None] | None) -> bytes:
     """Send a request with its parts and wait for the answer.
 
     An answer that comes before all parts are sent is a refusal: what is left of them is not sent.
@@ -92,7 +93,7 @@ async def receive_answer(exchange: Exchange) -> Answer:
         raise ClosedError("the other node ended the exchange without an answer") from error
 
 
-async def receive_parts(exchange: Exchange) -> AsyncIterator[bytes]:
+async def receive_parts(exchange: Exchange) -> AsyncGenerator[bytes, None]:
     """The parts after an answer, to the other side's finish.
 
     Raises:
@@ -110,10 +111,11 @@ async def receive_parts(exchange: Exchange) -> AsyncIterator[bytes]:
         yield part
 
 
-async def _send_parts(exchange: Exchange, parts: AsyncIterator[bytes]) -> None:
-    try:
-        async for part in parts:
-            await exchange.send(part)
-        await exchange.finish()
-    except ClosedError:
-        return  # whoever waits for the answer is told
+async def _send_parts(exchange: Exchange, parts: AsyncGenerator[bytes, None]) -> None:
+    async with aclosing(parts):
+        try:
+            async for part in parts:
+                await exchange.send(part)
+            await exchange.finish()
+        except ClosedError:
+            return  # whoever waits for the answer is told

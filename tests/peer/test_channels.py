@@ -70,6 +70,7 @@ async def test_a_kept_channel_that_died_is_replaced_without_the_caller_noticing(
         await alice.push(bob.identifier, "note")
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)  # minutes of virtual time
 async def test_dials_that_fail_at_random_are_tried_again() -> None:
     world = World(8, latency=Latency(0.01), faults=Faults(refusal=0.4))
     async with (

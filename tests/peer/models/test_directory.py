@@ -118,6 +118,7 @@ async def test_news_from_anybody_but_the_directory_are_refused() -> None:
             await bob.push(alice.identifier, NEW_NODE, bob.record.encoded)
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)  # minutes of virtual time
 async def test_a_gone_directory_is_said_retried_and_found_again() -> None:
     place = world()
     async with place.database() as kept, directory(place, kept) as hub, place.database() as database:
@@ -154,6 +155,7 @@ async def test_a_node_alone_is_ready_and_finds_nothing() -> None:
         assert await alice.find_unit(UnitIdentifier(bytes(32))) == []
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)  # minutes of virtual time
 async def test_announcing_while_the_directory_is_gone_fails_and_is_made_up_for() -> None:
     place = world()
     async with directory(place) as hub, member(place, "alice", hub) as alice:

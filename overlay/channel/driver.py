@@ -1,0 +1,384 @@
+"""Channels over real connections: `initiate` and `respond`, then `Channel` and its `Exchange`s.
+
+All that is decided here is when to read, write and wait; what the bytes mean is decided in `machine.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream
+from anyio.lowlevel import checkpoint
+
+from overlay.channel.exchanges import MAX_MESSAGE_BYTES
+from overlay.channel.handshake import (
+    MAX_HELLO_BYTES,
+    Established,
+    Script,
+    initiate_script,
+    respond_script,
+)
+from overlay.channel.machine import (
+    DEFAULT_LIMITS,
+    ChannelClosed,
+    ChannelLimits,
+    ChannelMachine,
+    CreditAvailable,
+    Event,
+    ExchangeOpened,
+    ExchangeReset,
+    MessageReceived,
+    PeerFinished,
+)
+from overlay.channel.streams import Exchange, Shared, Signal, fresh
+from overlay.connection import Connection
+from overlay.errors import ClosedError, OverlayError, UnreachableError
+from overlay.identity import Entropy, NodePublic, NodeSecret
+
+__all__ = [
+    "MAX_HELLO_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "Channel",
+    "ChannelLimits",
+    "Exchange",
+    "initiate",
+    "respond",
+]
+
+_READ_BYTES = 262_144
+"""Asked of the connection at a time: four of the largest records, which is what event loops read at once."""
+
+_CONNECTION_ERRORS = (EndOfStream, BrokenResourceError, ClosedResourceError)
+
+
+async def initiate(
+    connection: Connection,
+    *,
+    secret: NodeSecret | None,
+    responder: NodePublic,
+    hello: bytes = b"",
+    entropy: Entropy,
+    limits: ChannelLimits = DEFAULT_LIMITS,
+) -> Channel:
+    """Make a channel to `responder` over a connection that was dialled.
+
+    Args:
+        connection: open, nothing read or sent yet. It belongs to the channel from here on, and is closed
+            when the handshake fails or is cancelled.
+        secret: who calls; None for a caller that stays anonymous.
+        responder: the node that must answer.
+        hello: told to the responder once it has shown who it is; at most `MAX_HELLO_BYTES`, and empty for
+            an anonymous caller.
+        entropy: where the ephemeral key comes from.
+        limits: timeouts and windows.
+
+    Returns:
+        the channel; start its `run` in a task group.
+
+    Raises:
+        UnreachableError: no answer in time, or the connection ended.
+        VerificationError: another node answered, or the connection leads elsewhere than was dialled.
+        ProtocolViolationError: the answer is no handshake.
+        MalformedError: the hello is too long, or given for an anonymous caller.
+    """
+    script = initiate_script(
+        secret=secret, responder=responder, hello=hello, place=_place(connection), entropy=entropy
+    )
+    established = await _shake_hands(connection, script, limits)
+    return Channel(connection, established, initiator=True, limits=limits)
+
+
+async def respond(
+    connection: Connection,
+    *,
+    secret: NodeSecret,
+    hello: bytes = b"",
+    entropy: Entropy,
+    limits: ChannelLimits = DEFAULT_LIMITS,
+) -> Channel:
+    """Make a channel over a connection that a listener accepted, with whoever calls.
+
+    Args:
+        connection: open, nothing read or sent yet. It belongs to the channel from here on, and is closed
+            when the handshake fails or is cancelled.
+        secret: who answers.
+        hello: told to the caller; at most `MAX_HELLO_BYTES`.
+        entropy: where the ephemeral key comes from.
+        limits: timeouts and windows.
+
+    Returns:
+        the channel; start its `run` in a task group.
+
+    Raises:
+        UnreachableError: the caller stalled, or the connection ended.
+        VerificationError: the caller means another node or locator, or does not hold its keys.
+        ProtocolViolationError: what came is no handshake, or one of another version.
+        MalformedError: the hello is too long.
+    """
+    script = respond_script(secret=secret, hello=hello, place=_place(connection), entropy=entropy)
+    established = await _shake_hands(connection, script, limits)
+    return Channel(connection, established, initiator=False, limits=limits)
+
+
+class Channel:
+    """A verified, encrypted connection to a peer, on which many exchanges run at once.
+
+    Made by `initiate` and `respond`. Nothing moves until `run` runs.
+
+    Attributes:
+        peer: the peer's verified keys; None where the caller stayed anonymous.
+        hello: what the peer said in its handshake.
+    """
+
+    def __init__(
+        self, connection: Connection, established: Established, *, initiator: bool, limits: ChannelLimits
+    ) -> None:
+        self.peer = established.peer
+        self.hello = established.hello
+        self._connection = connection
+        self._limits = limits
+        self._machine = ChannelMachine(
+            established, initiator=initiator, limits=limits, now=anyio.current_time()
+        )
+        self._shared = Shared(self._machine)
+        self._arrived: dict[int, Exchange] = {}
+        self._error: OverlayError | None = None
+        self._scope: CancelScope | None = None
+        self._gone = anyio.Event()
+        self._arrival = Signal()
+        self._rearm = Signal()
+        self._armed = math.inf
+
+    @property
+    def closed(self) -> bool:
+        """Whether the channel has ended: no exchange can be opened or sent on."""
+        return self._error is not None
+
+    @property
+    def error(self) -> OverlayError | None:
+        """Why the channel ended: a `ProtocolViolationError` if the peer broke the protocol; None before."""
+        return self._error
+
+    async def wait_closed(self) -> None:
+        """Wait until the channel has ended and its connection is closed."""
+        await self._gone.wait()
+
+    async def run(self) -> None:
+        """Read, write and keep the channel alive until it ends, for whatever reason.
+
+        To be run once. Afterwards, also after cancellation, the connection is closed and whoever waits on
+        an exchange has got an error: `ProtocolViolationError` if the peer broke the protocol, else
+        `ClosedError`.
+        """
+        try:
+            if not self._gone.is_set():
+                async with anyio.create_task_group() as tasks:
+                    self._scope = tasks.cancel_scope
+                    self._set_deadline()
+                    tasks.start_soon(self._read, tasks.cancel_scope)
+                    tasks.start_soon(self._write)
+                    tasks.start_soon(self._keep_time)
+        finally:
+            await self._dispose()
+
+    async def open(self, *, bulk: bool = False) -> Exchange:
+        """Begin an exchange, waiting while as many are open as the peer takes.
+
+        Args:
+            bulk: its messages give way to those of exchanges that are not.
+
+        Returns:
+            the exchange, to be closed by the caller.
+
+        Raises:
+            ClosedError: the channel has ended.
+            ProtocolViolationError: it ended because the peer broke the protocol.
+        """
+        await checkpoint()
+        while self._error is None and not self._machine.can_open:
+            await self._shared.progress.wait()
+        self._check()
+        number = self._machine.open(bulk=bulk)
+        self._shared.outgoing.notify()
+        return Exchange(self._shared, number, bulk=bulk)
+
+    async def accept(self) -> Exchange:
+        """Wait for an exchange that the peer begins; a cancelled wait loses none.
+
+        Returns:
+            the exchange, to be closed by the caller. Those that came before the channel ended are still
+            given out, with what arrived on them.
+
+        Raises:
+            ClosedError: the channel has ended.
+            ProtocolViolationError: it ended because the peer broke the protocol.
+        """
+        await checkpoint()
+        while not self._arrived:
+            self._check()
+            await self._arrival.wait()
+        return self._arrived.pop(next(iter(self._arrived)))
+
+    async def aclose(self) -> None:
+        """End the channel: send what is queued and may be sent, say goodbye, close the connection.
+
+        Takes at most `goodbye_timeout` seconds; cancelled, it closes at once.
+        """
+        self._machine.close()
+        self._end(ClosedError("this side closed the channel"))
+        if self._scope is None:
+            await self._dispose()
+            return
+        try:
+            await self._gone.wait()
+        finally:
+            self._scope.cancel()
+
+    # The three tasks of `run`
+
+    async def _read(self, scope: CancelScope) -> None:
+        while True:
+            try:
+                data = await self._connection.receive(_READ_BYTES)
+            except _CONNECTION_ERRORS:
+                self._handle(self._machine.receive_eof())
+                scope.cancel()
+                return
+            self._handle(self._machine.receive_data(data, anyio.current_time()))
+            self._shared.outgoing.notify()
+
+    async def _write(self) -> None:
+        """Write until there is nothing left to say; after a goodbye, `_read` waits for the peer's end."""
+        while True:
+            data = self._machine.data_to_send(anyio.current_time())
+            self._after_step()
+            if data:
+                try:
+                    await self._connection.send(data)
+                except _CONNECTION_ERRORS:
+                    return  # what the peer sent before may still be read; then `_read` meets the end
+            elif self._machine.closed:
+                return
+            else:
+                await self._shared.outgoing.wait()
+
+    async def _keep_time(self) -> None:
+        while True:
+            self._armed = self._machine.next_timer()
+            with CancelScope(deadline=self._armed):
+                await self._rearm.wait()
+            self._handle(self._machine.handle_timer(anyio.current_time()))
+            self._shared.outgoing.notify()
+
+    # What the machine says
+
+    def _handle(self, events: Iterable[Event]) -> None:
+        for event in events:
+            match event:
+                case ExchangeOpened(number, bulk):
+                    self._arrived[number] = Exchange(self._shared, number, bulk=bulk)
+                    self._arrival.notify()
+                case MessageReceived(number, message):
+                    self._shared.inboxes[number].put(message)
+                case PeerFinished(number):
+                    self._shared.inboxes[number].complete_now()
+                    self._shared.settle(number)
+                case ExchangeReset(number):
+                    self._drop(number)
+                case CreditAvailable():
+                    pass  # `_after_step` wakes whoever waits for it
+                case ChannelClosed(error):
+                    self._end(error)
+        self._after_step()
+
+    def _drop(self, number: int) -> None:
+        """Let go of an exchange that the peer reset; nobody needs to hear of one that said nothing whole."""
+        inbox = self._shared.inboxes.pop(number, None)
+        if inbox is None:
+            return
+        inbox.fail(ClosedError("the peer ended this exchange"), discard=True)
+        if not inbox.complete:
+            self._arrived.pop(number, None)
+
+    def _after_step(self) -> None:
+        self._shared.progress.notify()
+        if self._machine.next_timer() < self._armed:
+            self._rearm.notify()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise fresh(self._error)
+
+    def _end(self, error: OverlayError) -> None:
+        if self._error is not None:
+            return
+        self._error = error
+        for inbox in self._shared.inboxes.values():
+            inbox.fail(error, discard=False)
+        for signal in (self._arrival, self._shared.outgoing, self._shared.progress):
+            signal.notify()
+        self._set_deadline()
+
+    def _set_deadline(self) -> None:
+        """Once the channel has ended, `run` has a moment for the goodbye, or none where none is possible."""
+        if self._scope is not None and self._error is not None:
+            self._scope.deadline = anyio.current_time() + self._limits.goodbye_timeout
+            if self._machine.closed:
+                self._scope.cancel()
+
+    async def _dispose(self) -> None:
+        self._end(ClosedError("the channel was closed"))
+        try:
+            await anyio.aclose_forcefully(self._connection)
+        finally:
+            self._gone.set()
+
+
+@asynccontextmanager
+async def _closed_on_failure(connection: Connection) -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException:
+        await anyio.aclose_forcefully(connection)
+        raise
+
+
+async def _shake_hands(connection: Connection, script: Script, limits: ChannelLimits) -> Established:
+    async with _closed_on_failure(connection):
+        try:
+            with anyio.fail_after(limits.handshake_timeout):
+                return await _perform(connection, script)
+        except TimeoutError as error:
+            seconds = f"{limits.handshake_timeout:g}"
+            raise UnreachableError(f"the peer did not shake hands within {seconds} seconds") from error
+        except _CONNECTION_ERRORS as error:
+            raise UnreachableError("the connection ended before the peer had shaken hands") from error
+
+
+async def _perform(connection: Connection, script: Script) -> Established:
+    received = None
+    while True:
+        try:
+            step = script.send(received) if received is not None else next(script)
+        except StopIteration as end:
+            established: Established = end.value
+            return established
+        if step.send:
+            await connection.send(step.send)
+        received = await _receive_exactly(connection, step.need)
+
+
+async def _receive_exactly(connection: Connection, size: int) -> bytes:
+    """Read `size` bytes and none of what follows them, which is for the channel."""
+    data = b""
+    while len(data) < size:
+        data += await connection.receive(size - len(data))
+    return data
+
+
+def _place(connection: Connection) -> bytes:
+    """What both sides must agree that was dialled, so that a handshake cannot be relayed to another place."""
+    return connection.locator.to_bytes() if connection.properties.authenticates_receiver else b""

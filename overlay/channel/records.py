@@ -1,0 +1,129 @@
+"""Records: Noise transport messages of three sizes, so that lengths say little. Pure.
+
+On the wire a record is two bytes of length, then one Noise message; both together have one of three sizes.
+Inside are whole frames, then zeros. Bytes and rules: docs/spec/channel.md, section 3.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from overlay.channel.frames import HEADER_BYTES, Frame, FrameType
+from overlay.channel.noise import TAG_BYTES, CipherState
+from overlay.errors import ProtocolViolationError, VerificationError
+
+PREFIX_BYTES = 2
+CELL_BYTES = 1_024
+"""The smallest record: a chat message, a credit, a heartbeat."""
+PAGE_BYTES = 8_192
+BLOCK_BYTES = 65_536
+"""The largest record; with its prefix it is one byte short of the longest Noise message, 65,535 bytes."""
+
+_OVERHEAD = PREFIX_BYTES + TAG_BYTES
+CELL_ROOM, PAGE_ROOM, BLOCK_ROOM = (size - _OVERHEAD for size in (CELL_BYTES, PAGE_BYTES, BLOCK_BYTES))
+"""Bytes of frames that fit a record of each size."""
+
+_SLACK = 15
+"""A record with less room left counts as full: a PING is the longest frame that cannot be divided."""
+
+_PREFIXES = {
+    room: (room + TAG_BYTES).to_bytes(PREFIX_BYTES, "big") for room in (CELL_ROOM, PAGE_ROOM, BLOCK_ROOM)
+}
+_SIZES = {PREFIX_BYTES + int.from_bytes(prefix, "big"): prefix for prefix in _PREFIXES.values()}
+
+
+class RecordSealer:
+    """Puts frames into records and encrypts them."""
+
+    def __init__(self, cipher: CipherState) -> None:
+        self._cipher = cipher
+
+    def seal(self, frames: Iterable[Frame]) -> bytes:
+        """Put `frames` into the largest records that they fill, and what remains into cells.
+
+        Args:
+            frames: in the order in which they are to arrive. A frame with the bytes of a message is
+                divided where a record ends.
+
+        Returns:
+            the records' bytes on the wire.
+        """
+        waiting = deque(frames)
+        total = sum(frame.size for frame in waiting)
+        out: list[bytes] = []
+        while waiting:
+            room = next((room for room in (BLOCK_ROOM, PAGE_ROOM) if total > room - _SLACK), CELL_ROOM)
+            parts, left = _fill(waiting, room)
+            plaintext = b"".join((*parts, bytes(left)))
+            out += (_PREFIXES[room], self._cipher.encrypt(plaintext))
+            total = sum(frame.size for frame in waiting)
+        return b"".join(out)
+
+
+def _fill(waiting: deque[Frame], room: int) -> tuple[list[bytes | memoryview], int]:
+    """Take frames off the queue as far as they fit; give their bytes and the room that is left."""
+    parts: list[bytes | memoryview] = []
+    while waiting:
+        frame = waiting[0]
+        if frame.size <= room:
+            waiting.popleft()
+        elif frame.type in {FrameType.DATA, FrameType.PART} and room > HEADER_BYTES:
+            cut, body = room - HEADER_BYTES, memoryview(frame.body)
+            waiting[0] = Frame(frame.type, frame.exchange, body[cut:])
+            frame = Frame(FrameType.PART, frame.exchange, body[:cut])
+        else:
+            break
+        parts += (frame.header, frame.body)
+        room -= frame.size
+    return parts, room
+
+
+class RecordReader:
+    """Cuts a byte stream into records and decrypts them. Holds less than one record between calls."""
+
+    def __init__(self, cipher: CipherState) -> None:
+        self._cipher = cipher
+        self._buffer = bytearray()
+
+    @property
+    def inside_record(self) -> bool:
+        """Whether the bytes so far end within a record."""
+        return bool(self._buffer)
+
+    def receive(self, data: bytes) -> Iterator[bytes]:
+        """Take bytes off the wire, cut in any way.
+
+        Args:
+            data: the next bytes; taken in when the first plaintext is asked for.
+
+        Yields:
+            the plaintext of each record that is now complete.
+
+        Raises:
+            ProtocolViolationError: a length that no record has, or a record that the peer did not make in
+                this place: changed, repeated, left out or moved.
+        """
+        self._buffer += data
+        place = 0
+        with memoryview(self._buffer) as view:
+            while len(view) - place >= PREFIX_BYTES:
+                end = place + _record_size(view[place : place + PREFIX_BYTES])
+                if end > len(view):
+                    break
+                yield self._open(view[place + PREFIX_BYTES : end])
+                place = end
+        del self._buffer[:place]
+
+    def _open(self, sealed: memoryview) -> bytes:
+        try:
+            return self._cipher.decrypt(sealed)
+        except VerificationError as error:
+            raise ProtocolViolationError("a record was changed, repeated, left out or moved") from error
+
+
+def _record_size(prefix: memoryview) -> int:
+    size = PREFIX_BYTES + int.from_bytes(prefix, "big")
+    if size not in _SIZES:
+        raise ProtocolViolationError("a record has a length that records do not have")
+    return size
