@@ -240,15 +240,15 @@ class Channel:
     # The three tasks of `run`
 
     async def _read(self, scope: CancelScope) -> None:
-        while True:
+        while not self._machine.peer_gone:
             try:
                 data = await self._connection.receive(_READ_BYTES)
             except _CONNECTION_ERRORS:
                 self._handle(self._machine.receive_eof())
-                scope.cancel()
-                return
-            self._handle(self._machine.receive_data(data, anyio.current_time()))
+            else:
+                self._handle(self._machine.receive_data(data, anyio.current_time()))
             self._shared.outgoing.notify()
+        scope.cancel()
 
     async def _write(self) -> None:
         """Write until there is nothing left to say; after a goodbye, `_read` waits for the peer's end."""

@@ -29,8 +29,9 @@ MESSAGE_COST = 64
 """What a message costs beyond its bytes: about what keeping a short one takes beyond them."""
 
 INITIAL_WINDOW = 131_072
-"""Cost that each side may send on a new exchange before it is given more: one longest message fits
-at any time, because a receiver keeps back less than a quarter of a window."""
+"""Cost that each side may send on a new exchange before it is given more."""
+
+_MAX_COST = MAX_MESSAGE_BYTES + MESSAGE_COST
 
 
 class Outgoing:
@@ -179,8 +180,8 @@ class Incoming:
 
     @property
     def grant_due(self) -> bool:
-        """Whether enough is owed to be worth a frame, and at most as much as may be kept back."""
-        return self._owed >= self.window // 4
+        """Whether enough is owed to be worth a frame; kept back, it never keeps a longest message waiting."""
+        return self._owed > (self.window - _MAX_COST) // 2
 
     def grant(self) -> int:
         """Give the credit that is owed."""

@@ -142,7 +142,8 @@ class ChannelMachine:
         self._ping_due = False
         self._pong_due: bytes | None = None
         self._ending: CloseCode | None = None
-        self.closed = False
+        self.closed = False  # nothing more is sent
+        self.peer_gone = False  # nothing more comes
 
     # The application's side
 
@@ -208,7 +209,7 @@ class ChannelMachine:
             self._budget -= self._exchanges[exchange].incoming.consumed(size, self._budget)
 
     def close(self, code: CloseCode = CloseCode.GOODBYE) -> None:
-        """End the channel: send what may be sent, then CLOSE; whatever still comes is not read."""
+        """End the channel: send what may be sent, then CLOSE; whatever still comes is dropped."""
         if self._ending is None:
             self._ending = code
 
@@ -238,7 +239,7 @@ class ChannelMachine:
         frames = [] if self._ending is CloseCode.VIOLATION else list(self._gather())
         if not frames and self._ending is not None:
             frames.append(close_frame(self._ending))
-            self._forget()
+            self._forget(ClosedError("this side closed the channel"))
         for exchange in [state for state in self._exchanges.values() if state.over]:
             self._remove(exchange, now)
         return self._sealer.seal(frames)
@@ -289,28 +290,24 @@ class ChannelMachine:
             with a `ProtocolViolationError`, and the bytes to send are a CLOSE.
         """
         events: list[Event] = []
-        if self._ending is not None:
+        if self._ending is CloseCode.VIOLATION or self.peer_gone:
             return events
         try:
             for plaintext in self._reader.receive(data):
                 self._heard, self._silent_intervals = now, 0
                 for frame in parse_frames(plaintext):
-                    events += self._receive_frame(frame, now)
-                    if self.closed:
-                        return events
+                    if frame.type is FrameType.CLOSE:
+                        return events + self._receive_close(frame.number)
+                    if self._ending is None:
+                        events += self._receive_frame(frame, now)
         except ProtocolViolationError as error:
-            self._ending = CloseCode.VIOLATION
-            events.append(ChannelClosed(error))
+            events += self._end(CloseCode.VIOLATION, error)
         return events
 
     def receive_eof(self) -> list[Event]:
         """Take the end of the connection, which without a CLOSE before it is never a clean one."""
-        if self._ending is not None:
-            self._forget()
-            return []
-        self._ending = CloseCode.GOODBYE
-        self._forget()
-        return [ChannelClosed(ClosedError("the connection to the peer was lost"))]
+        self.peer_gone = True
+        return self._forget(ClosedError("the connection to the peer was lost"))
 
     def _receive_frame(self, frame: Frame, now: float) -> Iterator[Event]:
         match frame.type:
@@ -318,8 +315,6 @@ class ChannelMachine:
                 self._pong_due = bytes(frame.body)
             case FrameType.PONG:
                 self._receive_pong(frame.number)
-            case FrameType.CLOSE:
-                yield self._receive_close(frame.number)
             case FrameType.OPEN:
                 yield self._receive_open(frame)
             case _:
@@ -330,14 +325,11 @@ class ChannelMachine:
             raise ProtocolViolationError("the peer answered a heartbeat that it was not asked")
         self._pings_answered = number
 
-    def _receive_close(self, code: int) -> ChannelClosed:
-        self._ending = CloseCode.GOODBYE
-        self._forget()
+    def _receive_close(self, code: int) -> list[Event]:
+        self.peer_gone = True
         if code == CloseCode.VIOLATION:
-            return ChannelClosed(
-                ClosedError("the peer closed the channel: it says that the protocol was broken")
-            )
-        return ChannelClosed(ClosedError("the peer closed the channel"))
+            return self._forget(ClosedError("the peer closed the channel: it says the protocol was broken"))
+        return self._forget(ClosedError("the peer closed the channel"))
 
     def _receive_open(self, frame: Frame) -> ExchangeOpened:
         if frame.exchange != self._next_remote:
@@ -419,15 +411,14 @@ class ChannelMachine:
         if self._ending is not None or now < self.next_timer():
             return []
         if now >= self._idle_at():
-            self._ending = CloseCode.IDLE
-            return [ChannelClosed(ClosedError("the channel was closed because nobody used it"))]
-        self._silent_intervals = int((now - self._heard) // self.limits.heartbeat_interval)
+            return self._end(CloseCode.IDLE, ClosedError("the channel was closed because nobody used it"))
+        # One more at least, since the heartbeat is due: rounding may make the quotient one too small.
+        elapsed = int((now - self._heard) // self.limits.heartbeat_interval)
+        self._silent_intervals = max(self._silent_intervals + 1, elapsed)
         if self._silent_intervals < DEAD_AFTER_INTERVALS:
             self._ping_due = True
             return []
-        self._ending = CloseCode.GOODBYE
-        self._forget()
-        return [ChannelClosed(ClosedError("the peer has been silent for too long"))]
+        return self._forget(ClosedError("the peer has been silent for too long"))
 
     def _idle_at(self) -> float:
         return math.inf if self._exchanges else self._idle_since + self.limits.idle_timeout
@@ -445,9 +436,16 @@ class ChannelMachine:
         self._budget += exchange.incoming.window - INITIAL_WINDOW
         self._idle_since = now
 
-    def _forget(self) -> None:
-        """Keep nothing: no byte is sent or read any more."""
+    def _end(self, code: CloseCode, error: OverlayError) -> list[Event]:
+        """Begin to close, for a reason that the application is told unless it had closed itself."""
+        told = self._ending is not None
+        self._ending = code
+        return [] if told else [ChannelClosed(error)]
+
+    def _forget(self, error: OverlayError) -> list[Event]:
+        """Keep nothing: no byte is sent any more."""
         self.closed = True
         self._exchanges.clear()
         for turns in self._turns:
             turns.clear()
+        return self._end(self._ending or CloseCode.GOODBYE, error)

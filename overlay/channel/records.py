@@ -24,9 +24,6 @@ _OVERHEAD = PREFIX_BYTES + TAG_BYTES
 CELL_ROOM, PAGE_ROOM, BLOCK_ROOM = (size - _OVERHEAD for size in (CELL_BYTES, PAGE_BYTES, BLOCK_BYTES))
 """Bytes of frames that fit a record of each size."""
 
-_SLACK = 15
-"""A record with less room left counts as full: a PING is the longest frame that cannot be divided."""
-
 _PREFIXES = {
     room: (room + TAG_BYTES).to_bytes(PREFIX_BYTES, "big") for room in (CELL_ROOM, PAGE_ROOM, BLOCK_ROOM)
 }
@@ -40,7 +37,7 @@ class RecordSealer:
         self._cipher = cipher
 
     def seal(self, frames: Iterable[Frame]) -> bytes:
-        """Put `frames` into the largest records that they fill, and what remains into cells.
+        """Put `frames` into the largest records that they fill but for less than a cell, the rest into cells.
 
         Args:
             frames: in the order in which they are to arrive. A frame with the bytes of a message is
@@ -53,7 +50,7 @@ class RecordSealer:
         total = sum(frame.size for frame in waiting)
         out: list[bytes] = []
         while waiting:
-            room = next((room for room in (BLOCK_ROOM, PAGE_ROOM) if total > room - _SLACK), CELL_ROOM)
+            room = next((room for room in (BLOCK_ROOM, PAGE_ROOM) if total > room - CELL_ROOM), CELL_ROOM)
             parts, left = _fill(waiting, room)
             plaintext = b"".join((*parts, bytes(left)))
             out += (_PREFIXES[room], self._cipher.encrypt(plaintext))

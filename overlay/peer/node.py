@@ -196,7 +196,12 @@ class Node:
             if node == client.directory:
                 register.soon()
 
+        async def met(node: NodeIdentifier) -> None:
+            if node == client.directory and register.status.state == "retrying":
+                register.soon()
+
         self.channels.departures.append(left)
+        self.channels.contacts.append(met)
         return register
 
     # --- running

@@ -69,6 +69,14 @@ def run(
     return results[initiator], results[responder]
 
 
+def recorder(wire: list[bytes]) -> Change:
+    def record(_: int, data: bytes) -> bytes:
+        wire.append(data)
+        return data
+
+    return record
+
+
 def test_both_learn_who_the_other_is() -> None:
     one, two = run(caller(), callee())
     assert (one.peer, one.hello) == (BOB.public, b"hello from bob")
@@ -79,7 +87,7 @@ def test_both_learn_who_the_other_is() -> None:
 
 def test_an_anonymous_caller_shows_nothing_of_itself() -> None:
     wire: list[bytes] = []
-    one, two = run(caller(secret=None), callee(), lambda _, data: wire.append(data) or data)
+    one, two = run(caller(secret=None), callee(), recorder(wire))
     assert (one.peer, one.hello) == (BOB.public, b"hello from bob")
     assert (two.peer, two.hello) == (None, b"")
     assert [len(data) for data in wire] == [2 + 32 + 16, ANSWER_BYTES[ANONYMOUS]]
@@ -88,7 +96,7 @@ def test_an_anonymous_caller_shows_nothing_of_itself() -> None:
 @pytest.mark.parametrize("hello", [b"", b"x" * MAX_HELLO_BYTES])
 def test_lengths_do_not_show_what_is_said(hello: bytes) -> None:
     wire: list[bytes] = []
-    one, two = run(caller(hello=hello), callee(hello=hello), lambda _, data: wire.append(data) or data)
+    one, two = run(caller(hello=hello), callee(hello=hello), recorder(wire))
     assert one.hello == two.hello == hello
     assert [len(data) for data in wire] == [2 + 32, ANSWER_BYTES[MUTUAL], PROOF_BYTES[MUTUAL]]
 
@@ -116,7 +124,7 @@ def test_a_caller_that_claims_anothers_signing_key_gets_an_identifier_of_its_own
 def test_the_caller_says_nothing_to_a_wrong_node() -> None:
     sent: list[bytes] = []
     with pytest.raises(VerificationError):
-        run(caller(), callee(secret=EVE), lambda _, data: sent.append(data) or data)
+        run(caller(), callee(secret=EVE), recorder(sent))
     assert len(sent) == 2
 
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,8 +57,11 @@ def read_messages(plaintexts: list[bytes]) -> list[bytes]:
         (0, [CELL_BYTES]),
         (CELL_ROOM - 7, [CELL_BYTES]),
         (CELL_ROOM - 6, [CELL_BYTES, CELL_BYTES]),
+        (PAGE_ROOM - CELL_ROOM - 7, [CELL_BYTES] * 8),
+        (PAGE_ROOM - CELL_ROOM - 6, [PAGE_BYTES]),
         (PAGE_ROOM - 7, [PAGE_BYTES]),
         (PAGE_ROOM, [PAGE_BYTES, CELL_BYTES]),
+        (BLOCK_ROOM - CELL_ROOM - 6, [BLOCK_BYTES]),
         (BLOCK_ROOM - 7, [BLOCK_BYTES]),
         (BLOCK_ROOM + PAGE_ROOM, [BLOCK_BYTES, PAGE_BYTES, CELL_BYTES]),
     ],
@@ -82,7 +83,7 @@ def test_less_than_a_cell_is_wasted(lengths: list[int]) -> None:
 
 
 @given(st.lists(st.binary(max_size=3_000), min_size=1, max_size=5), st.data())
-def test_any_chunking_gives_the_same_messages(messages: list[bytes], draw: Any) -> None:
+def test_any_chunking_gives_the_same_messages(messages: list[bytes], draw: st.DataObject) -> None:
     wire = sealer().seal([data(message) for message in messages])
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(wire)), max_size=10)))
     receiver, found = reader(), []

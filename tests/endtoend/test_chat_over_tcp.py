@@ -121,11 +121,11 @@ def test_the_directory_is_gone_and_those_who_know_each_other_go_on(
     session = made["session"]
     bob.one("chat", "join", made["invite"])
     directory.end(signal.SIGKILL)
-    alice.run("status", "--wait", "1")  # ready still: nobody has missed it yet, or said so
     alice.one("chat", "send", session, "the directory is gone")
     read_until(bob, session, "the directory is gone")
     bob.end()
     bob.start()
+    assert "directory" in bob.error("status", "--wait", "2", code=5)
     read_until(bob, session, "the directory is gone")
     assert bob.one("status")["state"] in {"joining", "no-directory"}
     bob.one("chat", "send", session, "still here")
@@ -164,7 +164,7 @@ def test_bad_words_get_one_sentence_and_the_right_code(alice: Home, make_home: M
     idle = make_home("idle")
     idle.error("status", code=3)
     idle.error("up", "--transport", "tcp", "--join", "ovt1cut", code=2)
-    idle.error("up", "--transport", "tor", "--tor-control", "127.0.0.1:1", code=4)
+    idle.run("up", "--transport", "tor", "--tor-control", "127.0.0.1:1", code=4)
 
 
 def test_a_joiner_who_finds_nobody_is_told_so_and_keeps_nothing(alice: Home, bob: Home) -> None:

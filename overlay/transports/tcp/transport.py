@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
 
@@ -38,6 +39,8 @@ class TcpTransport(Transport):
     Args:
         host: the address to listen on, and no other. The default reaches this machine only.
         port: the port to listen on; 0 takes a free one.
+        preferred: with port 0, the port to take if it is free; a node that starts again is then found at
+            the address that others know.
         advertise: the locator to publish instead of the bound address: needed when `host` stands for all
             addresses (`0.0.0.0`, `::`), useful behind a router that forwards a port.
 
@@ -47,20 +50,27 @@ class TcpTransport(Transport):
     """
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 0, *, advertise: NodeLocator | None = None
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        preferred: int = 0,
+        advertise: NodeLocator | None = None,
     ) -> None:
         super().__init__()
         try:
             self._host = ipaddress.ip_address(host)
         except ValueError as error:
             raise MalformedError(f"{host!r} is not an IP address, and names are not looked up") from error
-        if not 0 <= port <= 65535:
-            raise MalformedError(f"{port} is not a port from 0 to 65535")
+        for each in (port, preferred):
+            if not 0 <= each <= 65535:
+                raise MalformedError(f"{each} is not a port from 0 to 65535")
         if advertise is not None and not self.carries(advertise):
             raise MalformedError(f"{advertise} cannot be advertised for TCP: give an IP address and a port")
         if advertise is None and self._host.is_unspecified:
             raise MalformedError(f"{host} is every address of this machine: say which one to advertise")
         self._port = port
+        self._preferred = preferred
         self._advertise = advertise
         self._listener: TcpListener | None = None
 
@@ -109,7 +119,7 @@ class TcpTransport(Transport):
         self._require_started()
         if self._listener is not None and self._listener.is_open:
             raise TransportUnavailableError("this TCP transport listens already: close that listener first")
-        listening = self._bind()
+        listening = self._bind_preferred()
         bound = NodeLocator.tcp(*listening.getsockname()[:2])
         self._listener = TcpListener(listening, self._advertise or bound, TCP_PROPERTIES)
         return self._listener
@@ -125,7 +135,13 @@ class TcpTransport(Transport):
             self._listener.close()
         return await super().__aexit__(exc_type, exc, traceback)
 
-    def _bind(self) -> socket.socket:
+    def _bind_preferred(self) -> socket.socket:
+        if self._preferred and not self._port:
+            with suppress(TransportUnavailableError):
+                return self._bind(self._preferred)
+        return self._bind(self._port)
+
+    def _bind(self, port: int) -> socket.socket:
         """Give a listening socket, bound to the one address that was asked for.
 
         Raises:
@@ -140,13 +156,13 @@ class TcpTransport(Transport):
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listening.bind((str(self._host), self._port))
+            listening.bind((str(self._host), port))
             listening.listen(BACKLOG)
         except OSError as error:
             if listening is not None:
                 listening.close()
             raise TransportUnavailableError(
-                f"cannot listen on {self._host} port {self._port} ({_reason(error)}):"
+                f"cannot listen on {self._host} port {port} ({_reason(error)}):"
                 " choose another address or port"
             ) from error
         return listening

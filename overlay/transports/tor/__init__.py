@@ -1,1 +1,1 @@
-"""Connections over Tor: v3 onion services as locators, SOCKS with isolation for dialling."""
+"""Connections as Tor v3 onion services: launches or attaches to a tor, publishes, dials through SOCKS."""

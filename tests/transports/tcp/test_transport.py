@@ -227,3 +227,14 @@ def no_descriptors_left() -> Iterator[None]:
             while True:
                 stack.enter_context(socket.socket())
         yield
+
+
+async def test_a_preferred_port_is_taken_when_it_is_free_and_given_up_when_not() -> None:
+    async with TcpTransport() as first:
+        listener = await first.listen()
+        port = listener.locators[0].port
+        async with TcpTransport(preferred=port) as second:
+            assert (await second.listen()).locators[0].port != port
+        await listener.aclose()
+        async with TcpTransport(preferred=port) as third:
+            assert (await third.listen()).locators[0].port == port

@@ -96,7 +96,11 @@ class Directory:
         accept.register(FIND_UNIT, self._find_unit, anonymous=True)
 
     async def run(self) -> None:
-        """Tell nodes the news, until cancelled. What was not told by then, the next registration brings."""
+        """Tell nodes the news, until cancelled. What was not told by then, the next registration brings.
+
+        The first news is that this directory is here: it may have come back at another address.
+        """
+        self._add_news(NEW_NODE, self._locators.own.encoded, self._locators.own.identifier)
         while True:
             if not self._news:
                 self._has_news = anyio.Event()

@@ -1,0 +1,55 @@
+"""What a verb needs that deals with a home and its node."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+from overlay.control.client import Client
+from overlay.control.home import Home
+from overlay.control.protocol import JSON
+from overlay_cli.output import Output
+from overlay_cli.progress import Progress
+
+ANSWER_TIMEOUT = 30.0
+"""Seconds that a node may take for what it knows by itself."""
+
+
+class Context:
+    """One run of a verb.
+
+    Attributes:
+        options: the options and arguments that were given.
+        output: where to print.
+        home: the home that was chosen; it need not exist.
+    """
+
+    def __init__(self, options: argparse.Namespace, output: Output) -> None:
+        self.options = options
+        self.output = output
+        self.home = Home.locate(options.home, os.environ)
+
+    def node(self, *, timeout: float | None = None) -> Client:
+        """Connect to the node that runs on the home; errors as of `Client`."""
+        return Client(self.home.control_socket, timeout=timeout)
+
+    def ask(self, verb: str, *, timeout: float | None = None, **args: JSON) -> dict[str, JSON]:
+        """Ask the running node for one object, and show its progress; errors as of `Client.call`."""
+        given = {name: value for name, value in args.items() if value is not None}
+        with self.node(timeout=timeout) as node, self._progress(verb) as progress:
+            return as_object(node.call(verb, given, progress=progress))
+
+    def _progress(self, verb: str) -> Progress:
+        shown = not (self.output.quiet or self.output.as_json)
+        return Progress(self.output.stderr, verb.rpartition(".")[2], time.perf_counter, shown=shown)
+
+
+def as_object(value: JSON) -> dict[str, JSON]:
+    """Take a value that the node promises to be an object."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: JSON) -> list[JSON]:
+    """Take a value that the node promises to be a list."""
+    return value if isinstance(value, list) else []

@@ -1,0 +1,80 @@
+"""The `overlay` command: reads the command line, runs the verb, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+from overlay.errors import OverlayError, TransportUnavailableError
+from overlay_cli.exit_codes import BROKEN_PIPE, FAILURE, INTERRUPTED, exit_code
+from overlay_cli.output import Output, make_encodable
+from overlay_cli.parser import parse
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command line without the program's name; None takes the process's own.
+
+    Returns:
+        the exit code, as in docs/cli.md.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    make_encodable(sys.stdout, sys.stderr)
+    output = Output(as_json="--json" in given, quiet="--quiet" in given)
+    try:
+        return _run(given, output)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last resort: no user is shown a traceback unasked
+        if "--verbose" in given:
+            traceback.print_exc()
+        return _tell(output, _first(error))
+
+
+def _run(arguments: list[str], output: Output) -> int:
+    options = parse(arguments)
+    module, _, function = options.run.partition(":")
+    code: int = getattr(importlib.import_module(f"overlay_cli.{module}"), function)(options, output)
+    return code
+
+
+def _tell(output: Output, error: Exception) -> int:
+    match error:
+        case ModuleNotFoundError(name="stem" | "socks" as name):
+            return _tell(
+                output,
+                TransportUnavailableError(f"'{name}' is missing: install overlay-p2p with its extra 'tor'"),
+            )
+        case OverlayError():
+            output.error(error)
+            return exit_code(error)
+        case BrokenPipeError():
+            _drop_stdout()
+            return BROKEN_PIPE
+        case OSError():
+            if error.filename is None:
+                _drop_stdout()  # most likely it is what cannot be written
+            place = f"{error.filename}: " if error.filename else ""
+            output.error(OverlayError(f"{place}{(error.strerror or str(error)).lower()}"))
+        case _:
+            kind = type(error).__name__
+            output.error(
+                OverlayError(f"this is a bug ({kind}: {error}): run it again with --verbose and report it")
+            )
+    return FAILURE
+
+
+def _first(error: Exception) -> Exception:
+    """The error itself, or the first of those that several tasks ended with."""
+    return _first(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered nowhere, because Python complains when it cannot be written at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,0 +1,164 @@
+"""The grammar of the command line. Imports nothing that a verb needs, so that each starts fast."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn, TypeAlias
+
+from overlay.errors import MalformedError
+
+MAX_RELAYS = 32
+"""Relays of a private Tor network; each is a process of about 20 MiB."""
+
+_Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001 - argparse has no public name for it
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what the user got wrong instead of printing it and leaving."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - argparse's own
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Tell of a wrong use.
+
+        Raises:
+            MalformedError: always.
+        """
+        raise MalformedError(f"{message}: see '{self.prog} --help'")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; `run` of the result names the function of the verb as `module:function`.
+
+    Raises:
+        MalformedError: a wrong use.
+        SystemExit: --help was printed.
+    """
+    return _parser().parse_args(arguments)
+
+
+def _parser() -> Parser:
+    common = _common_options()
+    parser = Parser(
+        prog="overlay",
+        parents=[_common_options()],  # of its own, because `set_defaults` changes the options themselves
+        description="Peer-to-peer applications whose nodes do not reveal where they are.",
+        epilog="Exit codes: 0 done, 1 failure, 2 wrong use, 3 no node running, 4 transport unavailable, "
+        "5 unreachable or timed out, 6 refused, 7 not found, 8 verification failed.",
+    )
+    parser.set_defaults(home=None, json=False, quiet=False, verbose=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    _add_node_commands(commands, common)
+    _add_chat_commands(_add(commands, common, "chat", "create, join and use chat sessions"), common)
+    _add_testnet_commands(_add(commands, common, "testnet", "private networks to try things on"), common)
+    return parser
+
+
+def _common_options() -> Parser:
+    # Given before or after the command: without a value of their own, they leave what came before alone.
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--home", metavar="DIR", help="the node's folder (else OVERLAY_HOME)")
+    common.add_argument("--json", action="store_true", help="print one JSON object a line")
+    common.add_argument("--quiet", action="store_true", help="print nothing but data and errors")
+    common.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
+    return common
+
+
+def _add(commands: _Commands, common: Parser, name: str, text: str, run: str = "") -> Parser:
+    command = commands.add_parser(name, help=text, description=text, parents=[common])
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_node_commands(commands: _Commands, common: Parser) -> None:
+    init = _add(commands, common, "init", "make a home: identity, configuration, database", "homes:init")
+    init.add_argument("--name", default="", help="how you are called in a chat")
+    _add_up_options(_add(commands, common, "up", "run the node until it is told to end", "daemon:up"))
+    status = _add(commands, common, "status", "show how the running node stands", "node:status")
+    status.add_argument(
+        "--wait", type=_seconds, metavar="SECONDS", help="wait until the node is ready, this long at most"
+    )
+    _add(
+        commands,
+        common,
+        "ticket",
+        "print a token that lets another node join through this one",
+        "node:ticket",
+    )
+    _add(commands, common, "peers", "list the nodes that this one knows", "node:peers")
+    _add(commands, common, "id", "print this node's identifier", "homes:identifier")
+    _add(commands, common, "down", "end the running node, and wait until it has ended", "node:down")
+    _add(commands, common, "doctor", "look for what keeps a node from working", "doctor:doctor")
+    _add(commands, common, "version", "print the version", "version:version")
+
+
+def _add_up_options(up: Parser) -> None:
+    up.add_argument("--transport", action="append", choices=("tor", "tcp"), help="may be given twice")
+    up.add_argument("--directory", action="store_true", help="be a directory for others (remembered)")
+    up.add_argument("--join", metavar="TICKET", help="register at the ticket's directory (remembered)")
+    up.add_argument("--torrc", metavar="FILE", help="lines to add to the configuration of the node's own tor")
+    up.add_argument("--tor-control", metavar="ADDR", help="use the tor with this control port or socket")
+    up.add_argument("--listen", metavar="HOST:PORT", help="where tcp listens")
+
+
+def _add_chat_commands(chat: Parser, common: Parser) -> None:
+    commands = chat.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    def add(name: str, text: str, *arguments: str) -> Parser:
+        command = _add(commands, common, name, text, f"chat:{name}")
+        for argument in arguments:
+            command.add_argument(argument.lower(), metavar=argument)
+        return command
+
+    add("create", "create a session, and print its invite", "TITLE").add_argument(
+        "--as", dest="name", metavar="NAME", help="how you are called in it"
+    )
+    add("list", "list the sessions")
+    add("invite", "print a token that lets somebody join", "SESSION")
+    add("join", "join a session", "INVITE").add_argument(
+        "--as", dest="name", metavar="NAME", help="how you are called in it"
+    )
+    add("people", "list who takes part", "SESSION")
+    add("leave", "leave a session", "SESSION")
+    add("send", "send a message; - reads it from stdin", "SESSION", "TEXT")
+    read = add("read", "print messages", "SESSION")
+    read.add_argument("--last", type=_count, metavar="N", help="only the last N (50)")
+    read.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
+    add("post", "post a file", "SESSION", "PATH")
+    add("files", "list the posted files", "SESSION")
+    add("get", "fetch a posted file", "SESSION", "FILE").add_argument(
+        "-o", dest="path", metavar="PATH", help="a new file, or a folder (else: here, under its own name)"
+    )
+
+
+def _add_testnet_commands(testnet: Parser, common: Parser) -> None:
+    commands = testnet.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    tor = _add(commands, common, "tor", "run a private Tor network until Ctrl-C", "testnets:tor")
+    tor.add_argument("--dir", metavar="DIR", help="a folder for it (else a temporary one)")
+    tor.add_argument("--relays", type=_relays, default=3, metavar="N", help="how many relays (3)")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if not 0 <= count < 1 << 31:
+        raise ValueError(text)
+    return count
+
+
+def _relays(text: str) -> int:
+    relays = int(text)
+    if not 3 <= relays <= MAX_RELAYS:
+        raise argparse.ArgumentTypeError(f"a private Tor network has 3 to {MAX_RELAYS} relays")
+    return relays
+
+
+_seconds.__name__ = "number of seconds"  # argparse puts these into its sentence
+_count.__name__ = "count"

@@ -1,0 +1,92 @@
+"""Joining a session: finding somebody who has it, getting its history, and adding oneself."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+
+import anyio
+
+from overlay.chat.events import Joined
+from overlay.chat.invite import Invite
+from overlay.chat.reconciler import MAX_EXCHANGES
+from overlay.chat.session import Session
+from overlay.chat.store import ChatStore
+from overlay.chat.sync import Sync
+from overlay.errors import (
+    MalformedError,
+    NotFoundError,
+    OverlayError,
+    RefusedError,
+    UnreachableError,
+    VerificationError,
+)
+from overlay.peer.node import Node
+from overlay.units.identifiers import UnitIdentifier
+from overlay.units.locators import UnitLocator
+
+logger = logging.getLogger(__name__)
+
+
+async def join_session(
+    node: Node, store: ChatStore, sync: Sync, *, session: Session, invite: Invite, joined: Joined
+) -> None:
+    """Get the history of `session` and join it; failed or cancelled, nothing of it stays.
+
+    Raises:
+        RefusedError: whoever has the session does not accept the invite's secret.
+        UnreachableError: nobody who has it was reached.
+        VerificationError: the session is full, or what came breaks its rules.
+        MalformedError: the name is out of its bounds.
+        StorageError: the disk is full.
+    """
+    await store.create(session.row, [invite.created])
+    complete = False
+    try:
+        await _fetch_history(node, sync, session, invite)
+        await session.say(joined, node.clock())
+        complete = True
+    finally:
+        if not complete:
+            with anyio.CancelScope(shield=True):
+                await session.close()
+
+
+async def _fetch_history(node: Node, sync: Sync, session: Session, invite: Invite) -> None:
+    if invite.record:
+        with suppress(MalformedError, VerificationError):  # a hint; that of an old invite has expired
+            await node.locators.learn(invite.record)
+    inviter = UnitLocator(invite.node, invite.place)
+    refusals: list[RefusedError] = []
+    if await _fetch_from(sync, session, inviter, refusals):
+        return
+    for holder in await _announced(node, invite):
+        if await _fetch_from(sync, session, holder, refusals):
+            return
+    if refusals:
+        raise RefusedError("the invite is not valid for this session any more") from refusals[0]
+    raise UnreachableError("nobody who has this session was reached: try later, or ask for a new invite")
+
+
+async def _fetch_from(
+    sync: Sync, session: Session, holder: UnitLocator, refusals: list[RefusedError]
+) -> bool:
+    try:
+        for _ in range(MAX_EXCHANGES):
+            if await sync.exchange(session, holder):
+                return True
+    except RefusedError as error:
+        refusals.append(error)
+    except (NotFoundError, UnreachableError, VerificationError, MalformedError) as error:
+        logger.debug("a node that should have a session gave nothing: %s", error.code)
+    return False
+
+
+async def _announced(node: Node, invite: Invite) -> list[UnitLocator]:
+    """Others who have the session; asked for only when whoever invites is not reached."""
+    try:
+        announcements = await node.find_unit(UnitIdentifier.of_key(invite.created.session))
+    except OverlayError:  # the model is not reached: there is nobody else to ask
+        return []
+    known = {invite.node, node.identifier}
+    return [each.locator for each in announcements if each.locator.node not in known]

@@ -1,0 +1,90 @@
+"""The other process of a benchmark: the same code elsewhere, spoken to in lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from anyio.abc import Process
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from overlay.connection import Transport
+from overlay.transports.tcp import TcpTransport
+from overlay.transports.tor.settings import LaunchedTor
+from overlay.transports.tor.transport import TorTransport
+
+MAX_LINE_BYTES = 65_536
+PATIENCE = 120.0
+"""Seconds that a child may take for one line; a first publication of an onion service takes some."""
+
+TCP = "tcp"
+
+
+def build_transport(network: str, folder: Path) -> Transport:
+    """Make a transport.
+
+    Args:
+        network: `tcp`, or the path of a private Tor network's client.torrc.
+        folder: a folder of its own for what the transport keeps.
+    """
+    if network == TCP:
+        return TcpTransport()
+    tor = LaunchedTor(folder / "data", extra_torrc=Path(network))
+    return TorTransport(tor, key_path=folder / "onion.key")
+
+
+class Child:
+    """A running child."""
+
+    def __init__(self, process: Process) -> None:
+        assert process.stdin is not None  # noqa: S101 - both are asked for
+        assert process.stdout is not None  # noqa: S101
+        self._input = process.stdin
+        self._lines = BufferedByteReceiveStream(process.stdout)
+
+    async def tell(self, line: str) -> None:
+        """Give the child a line."""
+        await self._input.send(line.encode() + b"\n")
+
+    async def answer(self) -> dict[str, Any]:
+        """Wait for a line of the child.
+
+        Raises:
+            TimeoutError: none came.
+            anyio.IncompleteRead: the child has ended; its error is on standard error.
+        """
+        with anyio.fail_after(PATIENCE):
+            line = await self._lines.receive_until(b"\n", MAX_LINE_BYTES)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@asynccontextmanager
+async def child(module: str, network: str, folder: Path) -> AsyncIterator[Child]:
+    """Run `module` in a process of its own for the length of a block; it ends when its input does."""
+    words = [sys.executable, "-m", module, network, str(folder)]
+    async with await anyio.open_process(words, stderr=None) as process:
+        try:
+            yield Child(process)
+            assert process.stdin is not None  # noqa: S101 - asked for by default
+            await process.stdin.aclose()
+            await process.wait()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+
+
+async def read_line() -> str:
+    """In a child: wait for a line of the parent; empty when there will be none."""
+    return await anyio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
+
+
+def print_line(**answer: object) -> None:
+    """In a child: answer with a line."""
+    print(json.dumps(answer), flush=True)

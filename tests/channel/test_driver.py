@@ -1,0 +1,657 @@
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import anyio
+import pytest
+from anyio.abc import ByteStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from overlay.channel.driver import (
+    MAX_MESSAGE_BYTES,
+    Channel,
+    ChannelLimits,
+    Exchange,
+    initiate,
+    respond,
+)
+from overlay.channel.machine import DEFAULT_LIMITS, MAX_REMOTE_EXCHANGES
+from overlay.connection import Connection, Properties, StreamConnection
+from overlay.errors import (
+    ClosedError,
+    MalformedError,
+    OverlayError,
+    ProtocolViolationError,
+    UnreachableError,
+    VerificationError,
+)
+from overlay.identity import NodePublic, NodeSecret
+from overlay.locators import memory_locator
+
+ALICE = NodeSecret.from_bytes(bytes(range(64)))
+BOB = NodeSecret.from_bytes(bytes(range(64, 128)))
+EVE = NodeSecret.from_bytes(bytes(range(128, 192)))
+
+VIRTUAL = [pytest.param("trio", id="trio")]
+virtual_time = pytest.mark.parametrize("anyio_backend", VIRTUAL, indirect=True)
+"""Runs a test on trio only, where an hour takes no time."""
+
+
+class Pipe(ByteStream):
+    """One end of a pair of byte streams in memory, which can be made to stop at any time."""
+
+    def __init__(self, out: MemoryObjectSendStream[bytes], into: MemoryObjectReceiveStream[bytes]) -> None:
+        self.out = out
+        self.into = into
+        self.closed = False
+        self.rest = b""
+        self.alter: Callable[[bytes], bytes] = lambda data: data
+        self.stalled = False
+        self.operations = 0
+        self.hang_at = -1
+
+    async def _pass(self) -> None:
+        self.operations += 1
+        if self.stalled or self.operations - 1 == self.hang_at:
+            await anyio.sleep_forever()
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        await self._pass()
+        if not self.rest:
+            self.rest = await self.into.receive()
+        data, self.rest = self.rest[:max_bytes], self.rest[max_bytes:]
+        return data
+
+    async def send(self, item: bytes) -> None:
+        await self._pass()
+        await self.out.send(self.alter(item))
+
+    async def send_eof(self) -> None:
+        self.out.close()
+
+    async def aclose(self) -> None:
+        self.closed = True
+        self.out.close()
+        self.into.close()
+        await anyio.lowlevel.checkpoint()
+
+
+class Ends(NamedTuple):
+    one: Pipe
+    two: Pipe
+
+
+def pipes(buffer: float = 4) -> Ends:
+    there, here = (anyio.create_memory_object_stream[bytes](buffer) for _ in range(2))
+    return Ends(Pipe(there[0], here[1]), Pipe(here[0], there[1]))
+
+
+def connection(pipe: Pipe, *, number: int = 1, authenticates: bool = True) -> Connection:
+    properties = Properties(
+        hides_sender=False,
+        hides_receiver=False,
+        encrypts=False,
+        authenticates_receiver=authenticates,
+        reorders=False,
+        pads=False,
+        synchronous=True,
+        round_trip=0.0,
+        dial_timeout=1.0,
+    )
+    return StreamConnection(pipe, locator=memory_locator(number), properties=properties)
+
+
+async def shake(
+    ends: Ends,
+    *,
+    secret: NodeSecret | None = ALICE,
+    responder: NodePublic = BOB.public,
+    limits: ChannelLimits = DEFAULT_LIMITS,
+) -> tuple[Channel, Channel]:
+    channels: dict[str, Channel] = {}
+
+    async def answer() -> None:
+        channels["two"] = await respond(
+            connection(ends.two), secret=BOB, hello=b"bob", entropy=os.urandom, limits=limits
+        )
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(answer)
+        channels["one"] = await initiate(
+            connection(ends.one),
+            secret=secret,
+            responder=responder,
+            hello=b"alice" if secret else b"",
+            entropy=os.urandom,
+            limits=limits,
+        )
+    return channels["one"], channels["two"]
+
+
+class Talk(NamedTuple):
+    one: Channel
+    two: Channel
+    ends: Ends
+
+    async def exchange(self, *, bulk: bool = False) -> tuple[Exchange, Exchange]:
+        mine = await self.one.open(bulk=bulk)
+        return mine, await self.two.accept()
+
+
+@asynccontextmanager
+async def talking(limits: ChannelLimits = DEFAULT_LIMITS, buffer: float = 4) -> AsyncIterator[Talk]:
+    """Two channels that run; both have ended, with their connections closed, afterwards."""
+    ends = pipes(buffer)
+    one, two = await shake(ends, limits=limits)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.run)
+        tasks.start_soon(two.run)
+        yield Talk(one, two, ends)
+        tasks.cancel_scope.cancel()
+    for channel, pipe in zip((one, two), ends, strict=True):
+        assert channel.closed
+        assert pipe.closed
+        await channel.wait_closed()
+
+
+class Outcome:
+    """What became of an awaitable that was started in the background."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.value: object = None
+        self.done = anyio.Event()
+
+    async def watch(self, action: Callable[[], Awaitable[object]]) -> None:
+        try:
+            self.value = await action()
+        except (OverlayError, anyio.EndOfStream) as error:
+            self.error = error
+        self.done.set()
+
+
+async def outcome(action: Callable[[], Awaitable[object]], then: Callable[[], Awaitable[object]]) -> Outcome:
+    """Start `action`, let it wait, do `then`, and give what became of `action`."""
+    result = Outcome()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(result.watch, action)
+        await anyio.wait_all_tasks_blocked()
+        assert not result.done.is_set()
+        await then()
+    return result
+
+
+async def nothing() -> None:
+    await anyio.lowlevel.checkpoint()
+
+
+# Handshakes
+
+
+async def test_both_sides_learn_who_is_there() -> None:
+    one, two = await shake(pipes())
+    assert (one.peer, one.hello) == (BOB.public, b"bob")
+    assert (two.peer, two.hello) == (ALICE.public, b"alice")
+    await one.aclose()
+    await two.aclose()
+
+
+async def test_an_anonymous_caller_stays_so_and_is_served() -> None:
+    ends = pipes()
+    one, two = await shake(ends, secret=None)
+    assert one.peer == BOB.public
+    assert (two.peer, two.hello) == (None, b"")
+    await one.aclose()
+    await two.aclose()
+    assert ends.one.closed
+    assert ends.two.closed
+
+
+async def failing(
+    initiator: Connection, responder: Connection, expected: NodePublic = BOB.public
+) -> list[object]:
+    """Let a handshake fail, and give the errors of both sides."""
+    errors: list[object] = [None, None]
+
+    async def call() -> None:
+        try:
+            await initiate(initiator, secret=ALICE, responder=expected, entropy=os.urandom)
+        except OverlayError as error:
+            errors[0] = type(error)
+
+    async def answer() -> None:
+        try:
+            await respond(responder, secret=BOB, entropy=os.urandom)
+        except OverlayError as error:
+            errors[1] = type(error)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        tasks.start_soon(answer)
+    return errors
+
+
+async def test_another_node_than_the_one_called_is_refused() -> None:
+    ends = pipes()
+    errors = await failing(connection(ends.one), connection(ends.two), EVE.public)
+    assert errors == [VerificationError, UnreachableError]
+    assert ends.one.closed
+    assert ends.two.closed
+
+
+async def test_a_connection_that_leads_elsewhere_than_was_dialled_is_refused() -> None:
+    ends = pipes()
+    errors = await failing(connection(ends.one, number=1), connection(ends.two, number=2))
+    assert errors[0] is VerificationError
+    assert ends.one.closed
+
+
+async def test_the_locator_does_not_count_where_the_transport_proves_none() -> None:
+    ends = pipes()
+    one, two = (connection(pipe, number=n, authenticates=False) for n, pipe in enumerate(ends))
+    assert await failing(one, two) == [None, None]
+    for pipe in ends:
+        await pipe.aclose()
+
+
+async def test_an_end_within_the_handshake_is_unreachable() -> None:
+    ends = pipes()
+    await ends.two.aclose()
+    with pytest.raises(UnreachableError):
+        await initiate(connection(ends.one), secret=ALICE, responder=BOB.public, entropy=os.urandom)
+    assert ends.one.closed
+
+
+async def test_other_protocols_are_refused() -> None:
+    ends = pipes()
+    await ends.one.send(b"GET / HTTP/1.1\r\n\r\n")
+    with pytest.raises(ProtocolViolationError):
+        await respond(connection(ends.two), secret=BOB, entropy=os.urandom)
+    assert ends.two.closed
+    await ends.one.aclose()
+
+
+async def test_a_wrong_hello_closes_the_connection_too() -> None:
+    ends = pipes()
+    with pytest.raises(MalformedError):
+        await initiate(
+            connection(ends.one), secret=None, responder=BOB.public, hello=b"me", entropy=os.urandom
+        )
+    assert ends.one.closed
+    await ends.two.aclose()
+
+
+@virtual_time
+@pytest.mark.parametrize("part", [b"", b"\1", b"\1\1", b"\1\1" + bytes(31)])
+async def test_a_handshake_that_stalls_ends(part: bytes) -> None:
+    ends = pipes()
+    if part:
+        await ends.one.send(part)
+    began = anyio.current_time()
+    with pytest.raises(UnreachableError):
+        await respond(connection(ends.two), secret=BOB, entropy=os.urandom)
+    assert anyio.current_time() - began == pytest.approx(DEFAULT_LIMITS.handshake_timeout)
+    assert ends.two.closed
+    await ends.one.aclose()
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("phase", range(3))
+async def test_a_handshake_can_be_cancelled_in_any_phase(side: int, phase: int) -> None:
+    ends = pipes()
+    ends[side].hang_at = phase
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(failing, connection(ends.one), connection(ends.two))
+        await anyio.wait_all_tasks_blocked()
+        assert not ends[side].closed
+        tasks.cancel_scope.cancel()
+    assert ends[side].closed
+    for pipe in ends:
+        await pipe.aclose()
+
+
+# Exchanges
+
+
+async def test_a_request_and_its_answer() -> None:
+    async with talking() as talk:
+        mine, theirs = await talk.exchange(bulk=True)
+        assert mine.bulk
+        assert theirs.bulk
+        await mine.send(b"question")
+        await mine.finish()
+        assert await theirs.receive() == b"question"
+        with pytest.raises(anyio.EndOfStream):
+            await theirs.receive()
+        await theirs.send(b"answer")
+        await theirs.finish()
+        await theirs.aclose()
+        assert await mine.receive() == b"answer"
+        with pytest.raises(anyio.EndOfStream):
+            await mine.receive()
+        await mine.aclose()
+        assert talk.one._shared.inboxes == {}
+        assert talk.two._shared.inboxes == {}
+
+
+async def test_much_more_than_the_windows_flows_both_ways_at_once() -> None:
+    message = os.urandom(MAX_MESSAGE_BYTES)
+
+    async def send(exchange: Exchange) -> None:
+        for _ in range(60):
+            await exchange.send(message)
+        await exchange.finish()
+
+    async def receive(exchange: Exchange) -> None:
+        for _ in range(60):
+            assert await exchange.receive() == message
+        with pytest.raises(anyio.EndOfStream):
+            await exchange.receive()
+
+    async with talking() as talk:
+        mine, theirs = await talk.exchange()
+        async with anyio.create_task_group() as tasks:
+            for exchange in (mine, theirs):
+                tasks.start_soon(send, exchange)
+                tasks.start_soon(receive, exchange)
+
+
+async def test_a_sender_waits_for_a_receiver_that_does_not_read() -> None:
+    async with talking() as talk:
+        mine, theirs = await talk.exchange()
+        sent = 0
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+
+                async def flood() -> None:
+                    nonlocal sent
+                    while True:
+                        await mine.send(bytes(10_000))
+                        sent += 1
+
+                tasks.start_soon(flood)
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+        assert 10 <= sent < 40
+        for _ in range(sent):
+            assert await theirs.receive() == bytes(10_000)
+        await mine.send(b"after the cancelled one")
+        assert await theirs.receive() == b"after the cancelled one"
+
+
+async def test_another_exchange_is_not_held_up() -> None:
+    async with talking() as talk:
+        stuck, _ = await talk.exchange(bulk=True)
+        mine, theirs = await talk.exchange()
+
+        async def flood() -> None:
+            while True:
+                await stuck.send(bytes(60_000))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(flood)
+            await anyio.wait_all_tasks_blocked()
+            await mine.send(b"hello")
+            assert await theirs.receive() == b"hello"
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_cancelled_receive_loses_nothing() -> None:
+    async with talking() as talk:
+        mine, theirs = await talk.exchange()
+        for _ in range(3):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(theirs.receive)
+                await anyio.wait_all_tasks_blocked()
+                tasks.cancel_scope.cancel()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await theirs.receive()
+        await mine.send(b"still here")
+        assert await theirs.receive() == b"still here"
+
+
+async def test_a_cancelled_accept_or_open_loses_nothing() -> None:
+    async with talking() as talk:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(talk.two.accept)
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await talk.one.open()
+        mine, theirs = await talk.exchange()
+        await mine.send(b"x")
+        assert await theirs.receive() == b"x"
+
+
+async def test_open_waits_while_the_peer_takes_no_more() -> None:
+    async with talking() as talk:
+        pairs = [await talk.exchange() for _ in range(MAX_REMOTE_EXCHANGES)]
+
+        async def free_one() -> None:
+            for exchange in pairs[0]:
+                await exchange.aclose()
+
+        opened = await outcome(talk.one.open, free_one)
+        assert isinstance(opened.value, Exchange)
+
+
+async def test_a_reset_wakes_whoever_waits() -> None:
+    async with talking() as talk:
+        mine, theirs = await talk.exchange()
+        waiting = await outcome(mine.receive, theirs.aclose)
+        assert isinstance(waiting.error, ClosedError)
+        with pytest.raises(ClosedError):
+            await mine.send(b"x")
+        for exchange in (mine, theirs):
+            await exchange.aclose()
+            with pytest.raises(ClosedError):
+                await exchange.receive()
+
+
+async def test_closing_an_exchange_here_wakes_whoever_waits_here() -> None:
+    async with talking() as talk:
+        mine, _ = await talk.exchange()
+        waiting = await outcome(mine.receive, mine.aclose)
+        assert isinstance(waiting.error, ClosedError)
+
+
+async def test_what_was_sent_before_a_finish_arrives_though_the_exchange_was_closed() -> None:
+    async with talking() as talk:
+        async with await talk.one.open() as mine:
+            await mine.send(b"all of it")
+            await mine.finish()
+        theirs = await talk.two.accept()
+        assert await theirs.receive() == b"all of it"
+        with pytest.raises(anyio.EndOfStream):
+            await theirs.receive()
+
+
+async def test_an_exchange_that_was_reset_is_not_given_out() -> None:
+    async with talking() as talk:
+        async with await talk.one.open() as mine:
+            await mine.send(b"never mind")
+        await anyio.wait_all_tasks_blocked()
+        mine, theirs = await talk.exchange()
+        await mine.send(b"this one")
+        assert await theirs.receive() == b"this one"
+
+
+async def test_messages_are_bounded() -> None:
+    async with talking() as talk:
+        mine, _ = await talk.exchange()
+        with pytest.raises(MalformedError):
+            await mine.send(bytes(MAX_MESSAGE_BYTES + 1))
+
+
+# How a channel ends
+
+
+async def test_a_goodbye_brings_what_was_sent_before_it() -> None:
+    async with talking() as talk:
+        mine = await talk.one.open()
+        await mine.send(b"last words")
+        await mine.finish()
+        await talk.one.aclose()
+        assert talk.ends.one.closed
+        theirs = await talk.two.accept()
+        assert await theirs.receive() == b"last words"
+        with pytest.raises(anyio.EndOfStream):
+            await theirs.receive()
+        with pytest.raises(ClosedError):
+            await talk.two.accept()
+        await talk.two.wait_closed()
+
+
+@pytest.mark.parametrize("what", ["open", "accept", "send", "receive"])
+@pytest.mark.parametrize("how", ["goodbye", "peer's goodbye", "lost"])
+async def test_the_end_of_a_channel_wakes_whoever_waits(what: str, how: str) -> None:
+    async with talking() as talk:
+        mine, _ = await talk.exchange()
+        others = [await talk.exchange() for _ in range(MAX_REMOTE_EXCHANGES - 1)]
+        assert others
+
+        async def fill() -> None:
+            while True:
+                await mine.send(bytes(60_000))
+
+        waits: dict[str, Callable[[], Awaitable[object]]] = {
+            "open": talk.one.open,
+            "accept": talk.one.accept,
+            "send": fill,
+            "receive": mine.receive,
+        }
+        ends: dict[str, Callable[[], Awaitable[object]]] = {
+            "goodbye": talk.one.aclose,
+            "peer's goodbye": talk.two.aclose,
+            "lost": talk.ends.two.aclose,
+        }
+        assert isinstance((await outcome(waits[what], ends[how])).error, ClosedError)
+        with pytest.raises(ClosedError):
+            await talk.one.open()
+
+
+async def test_a_violation_is_told_to_whoever_waits() -> None:
+    async with talking() as talk:
+        mine, theirs = await talk.exchange()
+
+        async def break_it() -> None:
+            talk.ends.two.alter = lambda wire: bytes(len(wire))
+            await theirs.send(b"x")
+
+        waiting = await outcome(mine.receive, break_it)
+        assert isinstance(waiting.error, ProtocolViolationError)
+        assert isinstance(talk.one.error, ProtocolViolationError)
+        await talk.two.wait_closed()
+        assert isinstance(talk.two.error, ClosedError)
+
+
+async def test_a_channel_that_never_ran_can_be_closed_and_then_does_not_run() -> None:
+    ends = pipes()
+    one, two = await shake(ends)
+    for channel in (one, two):
+        await channel.aclose()
+        await channel.run()
+        await channel.wait_closed()
+    assert ends.one.closed
+    assert ends.two.closed
+
+
+async def test_closing_twice_is_closing_once() -> None:
+    async with talking() as talk:
+        await talk.one.aclose()
+        await talk.one.aclose()
+
+
+async def test_a_cancelled_close_closes_at_once() -> None:
+    async with talking() as talk:
+        for pipe in talk.ends:
+            pipe.stalled = True
+        await talk.one.open()
+        await anyio.wait_all_tasks_blocked()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await talk.one.aclose()
+        await talk.one.wait_closed()
+        assert talk.ends.one.closed
+
+
+async def test_cancelling_run_closes_the_connection_and_wakes_waiters() -> None:
+    ends = pipes()
+    one, two = await shake(ends)
+    result = Outcome()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(result.watch, one.accept)
+        async with anyio.create_task_group() as inner:
+            inner.start_soon(one.run)
+            await anyio.wait_all_tasks_blocked()
+            inner.cancel_scope.cancel()
+    assert isinstance(result.error, ClosedError)
+    assert ends.one.closed
+    await two.aclose()
+
+
+# Time
+
+
+@virtual_time
+async def test_a_goodbye_to_a_peer_that_does_not_read_is_short() -> None:
+    async with talking(buffer=0) as talk:
+        talk.ends.two.stalled = True
+        mine = await talk.one.open()
+        await mine.send(bytes(60_000))
+        began = anyio.current_time()
+        await talk.one.aclose()
+        assert anyio.current_time() - began <= DEFAULT_LIMITS.goodbye_timeout
+        assert talk.ends.one.closed
+
+
+@virtual_time
+async def test_a_silent_peer_is_noticed() -> None:
+    async with talking() as talk:
+        mine, _ = await talk.exchange()
+        talk.ends.two.stalled = True
+        began = anyio.current_time()
+        waiting = await outcome(mine.receive, nothing)
+        assert isinstance(waiting.error, ClosedError)
+        passed = anyio.current_time() - began
+        assert passed == pytest.approx(3 * DEFAULT_LIMITS.heartbeat_interval)
+
+
+@virtual_time
+async def test_heartbeats_keep_a_quiet_channel_open() -> None:
+    async with talking() as talk:
+        mine, theirs = await talk.exchange()
+        await anyio.sleep(24 * 3600)
+        await mine.send(b"good morning")
+        assert await theirs.receive() == b"good morning"
+
+
+@virtual_time
+async def test_a_channel_that_nobody_uses_is_closed() -> None:
+    async with talking() as talk:
+        mine, theirs = await talk.exchange()
+        await anyio.sleep(5_000)
+        for exchange in (mine, theirs):
+            await exchange.finish()
+        began = anyio.current_time()
+        await talk.one.wait_closed()
+        await talk.two.wait_closed()
+        passed = anyio.current_time() - began
+        assert passed == DEFAULT_LIMITS.idle_timeout
+
+
+@virtual_time
+async def test_an_idle_timeout_shorter_than_a_heartbeat_is_kept() -> None:
+    async with talking(ChannelLimits(idle_timeout=5, heartbeat_interval=1_000)) as talk:
+        mine, theirs = await talk.exchange()
+        await anyio.sleep(100)
+        for exchange in (mine, theirs):
+            await exchange.finish()
+        began = anyio.current_time()
+        await talk.one.wait_closed()
+        assert anyio.current_time() - began == 5

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from overlay.errors import MalformedError
+from overlay_cli.parser import parse
+
+COMMANDS = [
+    ["init"],
+    ["up"],
+    ["status"],
+    ["ticket"],
+    ["peers"],
+    ["id"],
+    ["down"],
+    ["doctor"],
+    ["version"],
+    ["chat", "create", "title"],
+    ["chat", "list"],
+    ["chat", "invite", "s"],
+    ["chat", "join", "i"],
+    ["chat", "people", "s"],
+    ["chat", "leave", "s"],
+    ["chat", "send", "s", "text"],
+    ["chat", "read", "s"],
+    ["chat", "post", "s", "p"],
+    ["chat", "files", "s"],
+    ["chat", "get", "s", "f"],
+    ["testnet", "tor"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_verb_leads_to_a_function(command: list[str]) -> None:
+    module, _, function = parse(command).run.partition(":")
+    assert callable(getattr(importlib.import_module(f"overlay_cli.{module}"), function))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_global_options_may_stand_before_and_after_the_command(command: list[str]) -> None:
+    before = parse(["--home", "h", "--json", "--quiet", *command])
+    after = parse([*command, "--home", "h", "--json", "--quiet"])
+    assert before == after
+    assert (before.home, before.json, before.quiet, before.verbose) == ("h", True, True, False)
+    assert parse(command).home is None
+
+
+def test_options_of_up() -> None:
+    text = "up --transport tor --transport tcp --directory --join T --torrc F --tor-control A --listen H:1"
+    options = parse(text.split())
+    assert options.transport == ["tor", "tcp"]
+    assert (options.directory, options.join, options.torrc) == (True, "T", "F")
+    assert (options.tor_control, options.listen) == ("A", "H:1")
+
+
+def test_text_that_looks_like_an_option_comes_after_two_dashes() -> None:
+    assert parse(["chat", "send", "s", "--", "--help"]).text == "--help"
+    assert parse(["chat", "send", "s", "-"]).text == "-"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["nonsense"],
+        ["chat"],
+        ["chat", "nonsense"],
+        ["status", "--wai", "5"],
+        ["status", "--wait", "soon"],
+        ["status", "--wait", "-1"],
+        ["status", "--wait", "nan"],
+        ["status", "--wait", "inf"],
+        ["up", "--transport", "pigeon"],
+        ["up", "surplus"],
+        ["chat", "create"],
+        ["chat", "read", "s", "--last", "-1"],
+        ["chat", "read", "s", "--last", "x"],
+        ["testnet", "tor", "--relays", "2"],
+        ["testnet", "tor", "--relays", "1000"],
+    ],
+)
+def test_a_wrong_use_is_one_sentence_that_leads_to_the_help(command: list[str]) -> None:
+    with pytest.raises(MalformedError) as caught:
+        parse(command)
+    assert "--help" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlay_cli.progress import Progress, StatusLine, draw, duration, size
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_rate_and_remaining_time_are_shown() -> None:
+    assert draw("get", 3 << 20, 12 << 20, 2.0, 2 << 20) == (
+        "get [######------------------]  25% 3.0 MiB of 12.0 MiB, 1.0 MiB/s, 9 s left"
+    )
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**40), st.floats(1e-6, 1e6), st.integers(0, 2**40))
+def test_any_amounts_can_be_drawn(done: int, total: int, seconds: float, moved: int) -> None:
+    line = draw("x", done, total, seconds, moved)
+    assert len(line) < 100
+    assert "\n" not in line
+
+
+def test_a_terminal_sees_the_bar_and_then_nothing_of_it() -> None:
+    stream, clock = Terminal(), Clock()
+    with Progress(stream, "post", clock) as progress:
+        progress(0, 10)
+        clock.now += 1
+        progress(5, 10)
+        assert "50%" in stream.getvalue()
+        assert "5 s left" not in stream.getvalue()
+        assert "1 s left" in stream.getvalue()
+    assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_it_is_not_drawn_too_often() -> None:
+    stream, clock = Terminal(), Clock()
+    with Progress(stream, "post", clock) as progress:
+        for done in range(1, 100):
+            clock.now += 0.001
+            progress(done, 100)
+    assert stream.getvalue().count("[") < 6
+
+
+@pytest.mark.parametrize(("stream", "shown"), [(io.StringIO(), True), (Terminal(), False)])
+def test_nobody_else_sees_anything(stream: io.StringIO, *, shown: bool) -> None:
+    with Progress(stream, "post", Clock(), shown=shown) as progress:
+        progress(1, 2)
+    assert not stream.getvalue()
+
+
+def test_a_status_is_shown_in_place_on_a_terminal_and_in_lines_elsewhere() -> None:
+    for stream, expected in (
+        (Terminal(), "\r\x1b[Kone\r\x1b[Ktwo\n"),
+        (io.StringIO(), "one\ntwo\n"),
+    ):
+        line = StatusLine(stream, shown=True)
+        line.show("one", last=False)
+        line.show("two", last=True)
+        assert stream.getvalue() == expected
+    silent = io.StringIO()
+    StatusLine(silent, shown=False).show("one", last=True)
+    assert not silent.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 << 20, "5.0 MiB"), (3 << 50, "3072.0 TiB")],
+)
+def test_sizes(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (63, "1 min 3 s"), (7500, "2 h 5 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from overlay.chat.service import Chat
+from overlay.chat.store import CHAT_SCHEMA
+from overlay.control.runtime import Runtime, Services
+from overlay.errors import TransportUnavailableError
+from overlay.locators import LocatorRecord
+from overlay.peer.node import NodeOptions
+from overlay.testing.nodes import World
+from overlay.transports.memory import MEMORY_PROPERTIES, MemoryTransport
+
+
+def idle_transport() -> MemoryTransport:
+    return World().network.transport(properties=MEMORY_PROPERTIES, number=1)
+
+
+@asynccontextmanager
+async def services(world: World, options: NodeOptions | None = None) -> AsyncIterator[Services]:
+    async with world.database(CHAT_SCHEMA) as database, world.node("ann", database, options=options) as node:
+        yield Services(node, Chat(node, database))
+
+
+async def test_before_the_node_it_says_what_it_waits_for() -> None:
+    transport = idle_transport()
+    runtime = Runtime(World().secret("ann").identifier, "Ann", [transport])
+    assert runtime.status.state == "starting"
+    assert "memory 0%" in runtime.status.detail
+    assert runtime.found is None
+    with pytest.raises(TransportUnavailableError, match="memory"):
+        _ = runtime.services
+    async with transport:
+        assert "about to listen" in runtime.status.detail
+
+
+async def test_a_transport_that_gets_on_is_a_change() -> None:
+    transport = idle_transport()
+    runtime = Runtime(World().secret("ann").identifier, "Ann", [transport])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(runtime.wait_changed)
+        await anyio.wait_all_tasks_blocked()
+        await transport.__aenter__()
+    await transport.__aexit__(None, None, None)
+
+
+async def test_with_the_node_it_is_ready_and_when_told_to_it_stops() -> None:
+    async with services(World()) as found:
+        runtime = Runtime(found.node.identifier, "Ann", [])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(runtime.wait_ready, 3600)
+            await anyio.wait_all_tasks_blocked()
+            runtime.started(found)
+        ready = runtime.status
+        assert (ready.state, ready.locators) == ("ready", found.node.record.locators)
+        assert runtime.services is found
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(runtime.wait_stop)
+            tasks.start_soon(runtime.wait_changed)
+            await anyio.wait_all_tasks_blocked()
+            runtime.stop()
+        assert runtime.status.state == "stopping"
+        with pytest.raises(TransportUnavailableError):
+            _ = runtime.services
+        await runtime.wait_ready(3600)
+
+
+async def test_a_node_that_no_longer_listens_is_ending() -> None:
+    async with services(World()) as found:
+        runtime = Runtime(found.node.identifier, "Ann", [])
+        runtime.started(found)
+    assert runtime.status.state == "stopping"
+
+
+async def test_changes_of_the_node_are_changes_and_each_wakes_once() -> None:
+    world = World()
+    async with services(world, NodeOptions(join=lost_directory(world))) as found:
+        runtime = Runtime(found.node.identifier, "Ann", [])
+        runtime.started(found)
+        changes = 0
+        with anyio.move_on_after(3):
+            while runtime.status.state != "no-directory":
+                await runtime.wait_changed()
+                changes += 1
+        assert runtime.status.state == "no-directory"
+        assert 1 <= changes < 10
+
+
+async def test_waiting_ends_with_its_time() -> None:
+    world = World()
+    async with services(world, NodeOptions(join=lost_directory(world))) as found:
+        runtime = Runtime(found.node.identifier, "Ann", [])
+        runtime.started(found)
+        await runtime.wait_ready(0.1)
+        assert runtime.status.state != "ready"
+
+
+def lost_directory(world: World) -> LocatorRecord:
+    """The record of a directory that nobody runs."""
+    return LocatorRecord.sign(world.secret("lost"), [], number=1, now=1_800_000_000, roles=["directory"])

@@ -1,0 +1,170 @@
+"""Every verb on real nodes and chats, over a network in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from overlay.chat.service import Chat
+from overlay.chat.store import CHAT_SCHEMA
+from overlay.control.protocol import JSON, Answer
+from overlay.control.runtime import Runtime, Services
+from overlay.control.server import Answers
+from overlay.control.verbs import DEFAULT_NAME, bind
+from overlay.errors import NotFoundError, OverlayError, RefusedError, TransportUnavailableError
+from overlay.testing.nodes import World, introduce
+
+
+class Caller:
+    """Calls handlers as the server would, without a socket."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._handlers = bind(runtime)
+
+    async def call(self, verb: str, **args: JSON) -> Any:  # noqa: ANN401 - JSON to be looked into
+        result, _ = await self._run(verb, args)
+        return result
+
+    async def items(self, verb: str, **args: JSON) -> list[Any]:
+        _, items = await self._run(verb, args)
+        return items
+
+    async def _run(self, verb: str, args: dict[str, JSON]) -> tuple[JSON, list[JSON]]:
+        items: list[JSON] = []
+
+        async def send(answer: Answer) -> None:
+            items.append(answer.value)
+
+        handler = self._handlers[verb]
+        return await handler.run(msgspec.convert(args, handler.arguments), Answers(send, 1)), items
+
+
+@asynccontextmanager
+async def caller(world: World, name: str, user: str = "") -> AsyncIterator[Caller]:
+    async with (
+        world.database(CHAT_SCHEMA) as database,
+        world.node(name, database) as node,
+        anyio.create_task_group() as tasks,
+    ):
+        chat = Chat(node, database)
+        await tasks.start(chat.run)
+        runtime = Runtime(node.identifier, user, [])
+        runtime.started(Services(node, chat))
+        yield Caller(runtime)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[Caller, Caller]]:
+    world = World(seed=3)
+    async with caller(world, "ann", "Ann") as ann, caller(world, "bob") as bob:
+        await introduce([ann.runtime.services.node, bob.runtime.services.node])
+        yield ann, bob
+
+
+async def test_status_ticket_peers_id(pair: tuple[Caller, Caller]) -> None:
+    ann, bob = pair
+    status = await ann.call("status", wait=5)
+    assert (status["state"], status["peers"], status["sessions"]) == (
+        "ready",
+        {"known": 1, "connected": 0},
+        0,
+    )
+    assert (await ann.call("id"))["node"] == status["node"]
+    assert (await ann.call("ticket"))["ticket"].startswith("ovt1")
+    (peer,) = await ann.items("peers")
+    assert peer["node"] == (await bob.call("id"))["node"]
+    assert peer["connected"] is False
+
+
+async def test_down_tells_the_node_to_end(pair: tuple[Caller, Caller]) -> None:
+    ann, _ = pair
+    assert await ann.call("down") == {"state": "stopping"}
+    await ann.runtime.wait_stop()
+    with pytest.raises(TransportUnavailableError):
+        await ann.call("ticket")
+
+
+async def test_a_session_from_create_to_leave(pair: tuple[Caller, Caller]) -> None:
+    ann, bob = pair
+    created = await ann.call("chat.create", title="Club")
+    assert created["name"] == "Ann"
+    joined = await bob.call("chat.join", invite=(await ann.call("chat.invite", session="Club"))["invite"])
+    assert (joined["session"], joined["name"]) == (created["session"], DEFAULT_NAME)
+    sent = await ann.call("chat.send", session=created["session"][:6], text="hi")
+    assert [each["name"] for each in await bob.items("chat.people", session="Club")] == ["Ann", DEFAULT_NAME]
+    entries = await ann.items("chat.read", session="Club", last=1)
+    assert [(each["id"], each["from"], each["text"]) for each in entries] == [(sent["message"], "Ann", "hi")]
+    assert await bob.call("chat.leave", session="Club") == {"session": created["session"]}
+    assert await bob.items("chat.list") == []
+    assert len(await ann.items("chat.list")) == 1
+
+
+async def test_a_name_that_is_given_counts_more(pair: tuple[Caller, Caller]) -> None:
+    assert (await pair[0].call("chat.create", title="Club", name="Queen"))["name"] == "Queen"
+
+
+async def test_a_file_goes_and_comes(pair: tuple[Caller, Caller], tmp_path: Path) -> None:
+    ann, bob = pair
+    created = await ann.call("chat.create", title="Files")
+    await bob.call("chat.join", invite=created["invite"])
+    source = anyio.Path(tmp_path / "a.txt")
+    await source.write_bytes(b"content")
+    posted = await ann.call("chat.post", session="Files", path=str(source))
+    (listed,) = await ann.items("chat.files", session="Files")
+    assert listed == posted
+    got = await ann.call("chat.get", session="Files", file="a.txt", path=str(tmp_path / "copy"))
+    assert got == {"path": str(tmp_path / "copy"), "size": 7}
+    with pytest.raises(RefusedError):
+        await ann.call("chat.get", session="Files", file=posted["file"][:5], path=str(tmp_path / "copy"))
+    await ann.call("chat.post", session="Files", path=str(source))
+    with pytest.raises(RefusedError, match="several"):
+        await ann.call("chat.get", session="Files", file="a.txt", path=str(tmp_path / "other"))
+
+
+async def test_what_is_not_there(pair: tuple[Caller, Caller], tmp_path: Path) -> None:
+    ann, _ = pair
+    await ann.call("chat.create", title="Club")
+    with pytest.raises(NotFoundError):
+        await ann.call("chat.read", session="Clubs")
+    with pytest.raises(NotFoundError):
+        await ann.call("chat.get", session="Club", file="nothing", path=str(tmp_path))
+    with pytest.raises(NotFoundError):
+        await ann.call("chat.post", session="Club", path=str(tmp_path / "nothing"))
+
+
+async def test_before_the_node_is_there_only_some_verbs_answer() -> None:
+    early = Caller(Runtime(World().secret("ann").identifier, "", []))
+    assert (await early.call("status"))["state"] == "starting"
+    assert await early.call("id")
+    for verb in bind(early.runtime).keys() - {"status", "id", "down"}:
+        texts = {"title": "x", "session": "x", "invite": "x", "text": "x", "path": "/x", "file": "x"}
+        known = bind(early.runtime)[verb].arguments.__struct_fields__
+        with pytest.raises(OverlayError) as caught:
+            await early.call(verb, **{name: text for name, text in texts.items() if name in known})
+        assert caught.value.code == "unavailable"
+
+
+@pytest.mark.parametrize(
+    ("verb", "args"),
+    [
+        ("status", {"wait": -1}),
+        ("chat.post", {"session": "x", "path": "relative"}),
+        ("chat.get", {"session": "x", "file": "", "path": "/x"}),
+        ("chat.read", {"session": "x", "last": -1}),
+        ("chat.read", {"session": "x", "follow": 1}),
+        ("chat.send", {"session": "x", "text": "x" * 40_000}),
+        ("ticket", {"surplus": 1}),
+    ],
+)
+async def test_arguments_have_bounds(verb: str, args: dict[str, JSON]) -> None:
+    handler = bind(Runtime(World().secret("ann").identifier, "", []))[verb]
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(args, handler.arguments)

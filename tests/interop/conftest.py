@@ -1,0 +1,67 @@
+"""Real networks for the tests of this folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from overlay.testing.tor import PrivateTorNetwork
+from overlay.transports.tor.settings import LaunchedTor, TorTimeouts
+from overlay.transports.tor.transport import TorTransport
+
+LOCAL_TIMEOUTS = TorTimeouts(dial=15.0, start=30.0, stall=30.0, publish=30.0, reply=20.0)
+"""A private network is fast; a machine that runs other tests beside is not."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the first test of a session time to start the network."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.timeout(180))
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Real sockets and processes need a real clock; a whole session shares what is costly to start."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def tor_network() -> Iterator[PrivateTorNetwork]:
+    """A private Tor network in a thread of its own: it belongs to no test's event loop."""
+    missing = [program for program in ("tor", "tor-gencert") if not _find(program)]
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"{' and '.join(missing)} must be installed for the interop tests")
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not installed")
+    with (
+        start_blocking_portal("asyncio") as portal,
+        portal.wrap_async_context_manager(PrivateTorNetwork()) as network,
+    ):
+        yield network
+
+
+@pytest.fixture(scope="session")
+def tor_transport(
+    tor_network: PrivateTorNetwork, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], TorTransport]:
+    """Make transports on the private network, by a name that stands for their directory; not yet entered."""
+
+    def make(name: str) -> TorTransport:
+        home = tmp_path_factory.getbasetemp() / f"tor-{name}"
+        if not home.exists():
+            tor_network.seed(home / "tor")
+        launched = LaunchedTor(home / "tor", extra_torrc=tor_network.client_torrc)
+        return TorTransport(launched, key_path=home / "onion.key", timeouts=LOCAL_TIMEOUTS)
+
+    return make
+
+
+def _find(program: str) -> str | None:
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
