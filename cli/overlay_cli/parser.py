@@ -35,10 +35,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         MalformedError: a wrong use.
         SystemExit: --help was printed.
     """
-    return _parser().parse_args(arguments)
+    return make_parser().parse_args(arguments)
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The whole grammar."""
     common = _common_options()
     parser = Parser(
         prog="overlay",

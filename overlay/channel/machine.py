@@ -203,10 +203,13 @@ class ChannelMachine:
         if exchange in self._exchanges and not self._exchanges[exchange].received_reset:
             self._exchanges[exchange].reset(code)
 
-    def consumed(self, exchange: int, size: int) -> None:
-        """Note that the application took a message of `size` bytes."""
-        if exchange in self._exchanges:
-            self._budget -= self._exchanges[exchange].incoming.consumed(size, self._budget)
+    def consumed(self, exchange: int, size: int) -> bool:
+        """Note that the application took a message of `size` bytes; tell whether credit is to be sent now."""
+        state = self._exchanges.get(exchange)
+        if state is None:
+            return False
+        self._budget -= state.incoming.consumed(size, self._budget)
+        return state.incoming.grant_due
 
     def close(self, code: CloseCode = CloseCode.GOODBYE) -> None:
         """End the channel: send what may be sent, then CLOSE; whatever still comes is dropped."""

@@ -123,7 +123,8 @@ class Exchange:
         """
         if len(message) > MAX_MESSAGE_BYTES:
             raise MalformedError(f"a message of {len(message)} bytes is longer than {MAX_MESSAGE_BYTES}")
-        await checkpoint()
+        if self._has_room():
+            await checkpoint()  # one that never waits must let others run, and be cancellable, too
         while not self._has_room():
             await self._shared.progress.wait()
         self._shared.machine.send(self._number, message)
@@ -141,15 +142,16 @@ class Exchange:
                 before the peer finished; messages that came before the channel ended are received first.
         """
         inbox = self._inbox
-        await checkpoint()
+        if inbox.messages:
+            await checkpoint()  # one that never waits must let others run, and be cancellable, too
         while not inbox.messages:
             if inbox.complete:
                 raise anyio.EndOfStream
             inbox.check()
             await inbox.readable.wait()
         message = inbox.messages.popleft()
-        self._shared.machine.consumed(self._number, len(message))
-        self._shared.outgoing.notify()
+        if self._shared.machine.consumed(self._number, len(message)):
+            self._shared.outgoing.notify()
         return message
 
     async def finish(self) -> None:

@@ -204,7 +204,8 @@ class Home:
             raise RefusedError(f"{self.path} is a home already: nothing was changed")
         if self.path.exists() and not self.path.is_dir():
             raise RefusedError(f"{self.path} is not a folder: choose another home")
-        if self.path.is_dir() and any(not _left_by_init(entry.name) for entry in self.path.iterdir()):
+        entries = list(self.path.iterdir()) if self.path.is_dir() else []
+        if not all(_left_by_init(entry.name) for entry in entries):
             raise RefusedError(f"{self.path} holds other things: choose an empty folder for the home")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _make_private_folder(self.path)

@@ -71,8 +71,8 @@ class Runtime:
 
     @property
     def found(self) -> Services | None:
-        """The node and what runs on it, once it has started."""
-        return self._services
+        """The node and what runs on it, once it has started and until it is told to end."""
+        return None if self._stop.is_set() else self._services
 
     @property
     def services(self) -> Services:
@@ -81,9 +81,9 @@ class Runtime:
         Raises:
             TransportUnavailableError: it has not started yet, or is ending.
         """
-        if self._services is None or self._stop.is_set():
+        if self.found is None:
             raise TransportUnavailableError(f"the node is not ready: {self.status.detail}")
-        return self._services
+        return self.found
 
     def started(self, services: Services) -> None:
         """Take note of the node once it listens."""

@@ -24,7 +24,7 @@ def measure_speed() -> list[Figure]:
     piece = os.urandom(MEBIBYTE)
     rates = [CONTENT_BYTES / MEGABYTE / _seconds_to_encode(piece, CONTENT_BYTES) for _ in range(ROUNDS)]
     detail = spread("MB/s", rates)
-    what = "content through the ERIS encoder, chunks of 32 KiB, one core"
+    what = "content through the ERIS encoder, per second of processor time"
     return [Figure("eris", what, float(detail["MB/s"]), "MB/s", 250, "more", detail)]
 
 

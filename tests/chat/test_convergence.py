@@ -14,6 +14,7 @@ from overlay.chat.service import Chat
 from overlay.chat.session import Session
 from overlay.chat.store import CHAT_SCHEMA
 from overlay.chat.views import Entry
+from overlay.peer.channels import Lane
 from overlay.peer.node import Node
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Faults, Latency
@@ -123,6 +124,20 @@ async def test_what_nobody_pushed_comes_with_the_next_round(monkeypatch: pytest.
         await chats[0].send(session, "silent")
         await same_order(chats, session, {"hello", "silent"})
         assert anyio.current_time() - before < 1.5 * INTERVAL
+
+
+async def test_whoever_makes_contact_is_brought_up_to_date_at_once() -> None:
+    world = World(5, latency=Latency(median=0.1))
+    async with session_on(world, NAMES[:2]) as (chats, session):
+        world.network.take_down(world.number("bob"))
+        await chats[0].send(session, "hello")
+        await anyio.sleep(3 * LONGEST_PAUSE)
+        world.network.bring_up(world.number("bob"))
+        before = anyio.current_time()
+        bob, alice = chats[1]._node, chats[0]._node.identifier
+        await bob.channels.channel(alice, Lane.INTERACTIVE)  # about something else
+        await same_order(chats, session, {"hello"})
+        assert anyio.current_time() - before < 5
 
 
 async def test_an_idle_session_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:

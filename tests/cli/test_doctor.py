@@ -40,19 +40,19 @@ def test_a_node_that_does_not_run_is_not_wrong(overlay: Command, home: Home) -> 
 
 
 @pytest.mark.parametrize(
-    ("script", "code", "detail"),
+    ("script", "expected"),
     [
-        ("echo Tor version 0.4.8.9.", 0, "0.4.8.9"),
-        ("echo Tor version 0.3.5.1.", 4, "too old"),
-        ("exit 1", 4, "does not run"),
-        ("echo nonsense", 4, "too old"),
+        ("echo Tor version 0.4.8.9.", (0, "0.4.8.9")),
+        ("echo Tor version 0.3.5.1.", (4, "too old")),
+        ("exit 1", (4, "does not run")),
+        ("echo nonsense", (4, "too old")),
     ],
 )
-def test_tor(overlay: Command, home: Home, tmp_path: Path, script: str, code: int, detail: str) -> None:
+def test_tor(overlay: Command, home: Home, tmp_path: Path, script: str, expected: tuple[int, str]) -> None:
     assert home.exists
-    found_code, found = findings(overlay, PATH=fake_tor(tmp_path, script))
-    assert found_code == code
-    assert detail in found["tor"]["detail"]
+    code, found = findings(overlay, PATH=fake_tor(tmp_path, script))
+    assert code == expected[0]
+    assert expected[1] in found["tor"]["detail"]
 
 
 def test_what_others_can_read(overlay: Command, home: Home) -> None:

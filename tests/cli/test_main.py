@@ -20,7 +20,7 @@ import pytest
 from overlay.control.home import Home
 from overlay.control.protocol import JSON
 from overlay.control.server import Answers, Arguments, Handler, Handlers
-from overlay.errors import ERRORS_BY_CODE, OverlayError
+from overlay.errors import ERRORS_BY_CODE, OverlayError, RefusedError
 from overlay_cli import __version__
 
 if TYPE_CHECKING:
@@ -199,6 +199,15 @@ def test_up_refuses_what_cannot_be(
     assert not home.locked
 
 
+def test_up_without_the_libraries_of_tor(overlay: Command, home: Home) -> None:
+    without = "import sys; sys.modules['stem'] = None; from overlay_cli.main import main"
+    command = [sys.executable, "-c", f"{without}; sys.exit(main(['up', '--json']))"]
+    done = subprocess.run(command, capture_output=True, env=overlay.environ, check=False)
+    assert (done.returncode, done.stdout) == (4, b"")
+    assert "extra 'tor'" in json.loads(done.stderr)["error"]["message"]
+    assert not home.locked
+
+
 def test_up_names_file_and_key_of_a_bad_configuration(overlay: Command, home: Home) -> None:
     home.config.write_text("colour = 'red'\n")
     done = overlay("up")
@@ -233,11 +242,14 @@ def test_each_error_of_the_node_has_its_exit_code(overlay: Command, scripted: St
     assert (done.code, done.out) == (expected[code], "")
     assert done.error == {"code": code, "message": f"because {EVIL}"}
     assert "\x1b" not in done.err
-    human = overlay("ticket")
-    assert human.code == expected[code]
-    assert human.err.count("\n") == 1
-    assert "\x1b" not in human.err
-    assert "Traceback" not in human.err
+
+
+def test_an_error_is_one_sentence_and_a_traceback_on_demand(overlay: Command, scripted: Start) -> None:
+    scripted({"ticket": failing(RefusedError(f"because\n{EVIL}"))})
+    done = overlay("ticket")
+    assert (done.code, done.out, done.err.count("\n")) == (6, "", 1)
+    assert done.err.startswith("overlay: because")
+    assert "\x1b" not in done.err
     assert "Traceback" in overlay("--verbose", "ticket").err
 
 

@@ -46,7 +46,7 @@ def mode(path: Path) -> int:
 
 
 def listed(path: Path) -> bool:
-    return path in path.parent.iterdir()
+    return path in list(path.parent.iterdir())
 
 
 class Echo(Arguments, frozen=True):

@@ -10,6 +10,7 @@ Source: https://spec.torproject.org/control-spec
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -32,8 +33,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from overlay.errors import TransportUnavailableError
 from overlay.transports.tor.settings import ControlAddress
 
-# stem logs every message that it sends, passwords and onion keys among them, below the level of any filter.
-stem.util.log.get_logger().propagate = False
+# stem logs every message that it sends, passwords and onion keys among them, whatever level others ask for.
+stem.util.log.get_logger().setLevel(logging.CRITICAL)
 
 CONNECT_TIMEOUT = 5.0
 """Seconds for reaching a control port; it is on this machine, where an open port answers at once."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,16 @@ from typing import Self
 
 import anyio
 from anyio import to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from overlay.errors import MalformedError, TransportUnavailableError
 from overlay.identity import Entropy
 from overlay.locators import NodeLocator
 from overlay.transports.tor.control import ControlConnection, TorRefusedError
 from overlay.transports.tor.process import write_private
+
+LATE_UPLOADS = 5.0
+"""Seconds after the first upload of a descriptor that the others get; they are begun at the same time."""
 
 _HEADER = b"== ed25519v1-secret: type0 ==".ljust(32, b"\0")
 _KEY_BYTES = 64
@@ -169,19 +174,28 @@ async def _uploaded(events: MemoryObjectReceiveStream[str], name: str) -> None:
     Raises:
         TransportUnavailableError: the events ended, because tor is lost.
     """
-    begun = ended = 0
-    deadline = math.inf
-    while True:
-        with anyio.move_on_at(deadline):
-            event = await _next_event(events)
-            action, subject = event.split()[1:3]
-            begun += action == "UPLOAD" and subject == name
-            ended += action in {"UPLOADED", "FAILED"} and subject == name
-            if action == "UPLOADED" and subject == name:
+    outstanding, deadline = 0, math.inf
+    while outstanding or deadline == math.inf:
+        with anyio.move_on_after(deadline - anyio.current_time()) as scope:
+            action = await _next_action(events, name)
+            outstanding += {"UPLOAD": 1, "UPLOADED": -1, "FAILED": -1}.get(action, 0)
+            if action == "UPLOADED":
                 deadline = min(deadline, anyio.current_time() + LATE_UPLOADS)
-            if deadline == math.inf or ended < begun:
-                continue
-        return
+        if scope.cancelled_caught:
+            return
+
+
+async def _next_action(events: MemoryObjectReceiveStream[str], name: str) -> str:
+    """Wait for what tor does next with the descriptor of the service `name`, and not with another's.
+
+    Raises:
+        TransportUnavailableError: the events ended, because tor is lost.
+    """
+    async for event in events:
+        kind, action, subject = [*event.split()[:3], "", "", ""][:3]
+        if kind == "HS_DESC" and subject == name:
+            return action
+    raise TransportUnavailableError("tor was lost while the onion service was published")
 
 
 def _service_name(reply: list[str]) -> str:

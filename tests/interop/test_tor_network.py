@@ -1,0 +1,93 @@
+"""The private Tor network that tests and demonstrations use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+import pytest
+
+from overlay.errors import TransportUnavailableError
+from overlay.testing import tor
+from overlay.testing.tor import PrivateTorNetwork, serve_private_network
+from overlay.transports.tor import process
+
+
+def processes_of(directory: Path) -> list[int]:
+    """The processes that were started with a file of `directory` as an argument."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except OSError:  # ended meanwhile
+            continue
+        if os.fsencode(f"{directory}/") in command and b"tor\0" in command:
+            found.append(int(entry.name))
+    return found
+
+
+def listening_addresses(pid: int) -> set[str]:
+    """The local addresses, in hexadecimal, on which a process listens by TCP."""
+    inodes = {os.readlink(handle) for handle in Path(f"/proc/{pid}/fd").iterdir() if handle.exists()}
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]
+    ]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
+
+
+def test_only_loopback_is_listened_on(tor_network: PrivateTorNetwork) -> None:
+    pids = processes_of(tor_network.directory)
+    assert len(pids) == 4
+    for pid in pids:
+        assert listening_addresses(pid) == {"0100007F"}
+
+
+def test_client_torrc_names_no_place_of_a_client(tor_network: PrivateTorNetwork) -> None:
+    options = {line.split()[0] for line in tor_network.client_torrc.read_text(encoding="utf-8").splitlines()}
+    assert {"TestingTorNetwork", "DirAuthority", "OutboundBindAddress"} <= options
+    assert not {"DataDirectory", "SocksPort", "ControlPort", "ControlSocket"} & options
+
+
+def test_cancelled_network_leaves_nothing() -> None:
+    left: list[Path] = []
+
+    async def serve() -> None:
+        with anyio.CancelScope() as scope:
+
+            def ready(network: PrivateTorNetwork) -> None:
+                left.append(network.directory)
+                assert len(processes_of(network.directory)) == 4
+                scope.cancel()
+
+            await serve_private_network(None, 3, ready)
+
+    anyio.run(serve, backend="trio")
+    assert not left[0].exists()
+    assert processes_of(left[0]) == []
+
+
+async def test_failed_step_is_named_and_cleaned_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tor, "STEP_TIMEOUT", 0.0)
+    with pytest.raises(TransportUnavailableError, match="making the authority's keys"):
+        await PrivateTorNetwork(tmp_path).__aenter__()
+    assert processes_of(tmp_path) == []
+
+
+async def test_too_few_relays_are_refused() -> None:
+    with pytest.raises(TransportUnavailableError, match="at least 3 relays"):
+        await PrivateTorNetwork(relays=2).__aenter__()
+
+
+async def test_long_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TransportUnavailableError, match="too long"):
+        await PrivateTorNetwork(tmp_path / ("x" * 100)).__aenter__()
+
+
+async def test_missing_tor_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(process, "_MORE_PLACES", ())
+    with pytest.raises(TransportUnavailableError, match="apt install tor"):
+        await PrivateTorNetwork().__aenter__()
