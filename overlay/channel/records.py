@@ -81,12 +81,12 @@ class RecordReader:
 
     def __init__(self, cipher: CipherState) -> None:
         self._cipher = cipher
-        self._buffer = bytearray()
+        self._kept = b""
 
     @property
     def inside_record(self) -> bool:
         """Whether the bytes so far end within a record."""
-        return bool(self._buffer)
+        return bool(self._kept)
 
     def receive(self, data: bytes) -> Iterator[bytes]:
         """Take bytes off the wire, cut in any way.
@@ -101,16 +101,18 @@ class RecordReader:
             ProtocolViolationError: a length that no record has, or a record that the peer did not make in
                 this place: changed, repeated, left out or moved.
         """
-        self._buffer += data
+        if self._kept:
+            data = self._kept + data
+            self._kept = b""
         place = 0
-        with memoryview(self._buffer) as view:
+        with memoryview(data) as view:
             while len(view) - place >= PREFIX_BYTES:
                 end = place + _record_size(view[place : place + PREFIX_BYTES])
                 if end > len(view):
                     break
                 yield self._open(view[place + PREFIX_BYTES : end])
                 place = end
-        del self._buffer[:place]
+        self._kept = data[place:]
 
     def _open(self, sealed: memoryview) -> bytes:
         try:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from overlay.channel.exchanges import MAX_MESSAGE_BYTES
 from overlay.channel.machine import ChannelMachine
@@ -123,8 +123,7 @@ class Exchange:
         """
         if len(message) > MAX_MESSAGE_BYTES:
             raise MalformedError(f"a message of {len(message)} bytes is longer than {MAX_MESSAGE_BYTES}")
-        if self._has_room():
-            await checkpoint()  # one that never waits must let others run, and be cancellable, too
+        await checkpoint_if_cancelled()
         while not self._has_room():
             await self._shared.progress.wait()
         self._shared.machine.send(self._number, message)
@@ -142,8 +141,7 @@ class Exchange:
                 before the peer finished; messages that came before the channel ended are received first.
         """
         inbox = self._inbox
-        if inbox.messages:
-            await checkpoint()  # one that never waits must let others run, and be cancellable, too
+        await checkpoint_if_cancelled()
         while not inbox.messages:
             if inbox.complete:
                 raise anyio.EndOfStream
