@@ -17,6 +17,7 @@ from overlay.errors import (
     MalformedError,
     NotFoundError,
     OverlayError,
+    ProtocolViolationError,
     RefusedError,
     UnreachableError,
     VerificationError,
@@ -26,6 +27,15 @@ from overlay.units.identifiers import UnitIdentifier
 from overlay.units.locators import UnitLocator
 
 logger = logging.getLogger(__name__)
+
+_GAVE_NOTHING = (
+    NotFoundError,
+    UnreachableError,
+    VerificationError,
+    ProtocolViolationError,
+    MalformedError,
+)
+"""What one holder's failure looks like; another may still have the session."""
 
 
 async def join_session(
@@ -77,7 +87,7 @@ async def _fetch_from(
                 return True
     except RefusedError as error:
         refusals.append(error)
-    except (NotFoundError, UnreachableError, VerificationError, MalformedError) as error:
+    except _GAVE_NOTHING as error:
         logger.debug("a node that should have a session gave nothing: %s", error.code)
     return False
 

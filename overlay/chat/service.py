@@ -209,6 +209,7 @@ class Chat:
 
         Raises:
             MalformedError: empty, or longer than `MAX_TEXT_BYTES`.
+            StorageError: the disk is full; others may have got it, and then it comes back from them.
         """
         event = await self._say(await self._resolve(session), Text(text=text))
         return event_text(event.id)
@@ -310,10 +311,13 @@ class Chat:
         )
 
     async def _say(self, session: Session, content: Content) -> Event:
-        event = await session.say(content, self._node.clock())
-        for other in await self._others(session):
-            self._outbox.post(session, other, event.encoded)
-        return event
+        others = await self._others(session)
+
+        def carry(event: Event) -> None:
+            for other in others:
+                self._outbox.post(session, other, event.encoded)
+
+        return await session.say(content, self._node.clock(), signed=carry)
 
     async def _try_push(self, session: Session, other: UnitLocator, encoded: bytes) -> None:
         with suppress(OverlayError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import anyio
@@ -163,14 +163,22 @@ class Session:
         complete = len(encoded) == len(found)
         return encoded, None if complete or not encoded else positions[len(encoded) - 1]
 
-    async def say(self, content: Content, at: float) -> Event:
+    async def say(
+        self, content: Content, at: float, *, signed: Callable[[Event], None] | None = None
+    ) -> Event:
         """Sign an event of this node's participant, behind all that is known; durable when this returns.
+
+        Args:
+            content: what happened.
+            at: seconds since 1970.
+            signed: told of the event before it is stored, so that it travels while the disk is at work.
+                What others got and this node could not store comes back from them.
 
         Raises:
             MalformedError: the content is out of its bounds.
             RefusedError: the session is full.
             NotFoundError: it was left meanwhile.
-            StorageError: the disk is full; nothing was said.
+            StorageError: the disk is full; nothing is kept here.
         """
         async with self._lock:
             history = (await self._ready()).history
@@ -178,7 +186,10 @@ class Session:
             event = Event.sign(
                 self._author, session=self.public, clock=clock, parents=parents, at=at, content=content
             )
-            await self._keep(history.add(event))
+            outcome = history.add(event)
+            if signed is not None:
+                signed(event)
+            await self._keep(outcome)
             return event
 
     async def take(self, encoded: Sequence[bytes], sender: NodeIdentifier) -> Taken:

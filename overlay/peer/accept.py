@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from overlay.channel.driver import Exchange
 from overlay.errors import ClosedError, NotFoundError, OverlayError, RefusedError
 from overlay.identity import NodeIdentifier
 from overlay.peer.messages import MAX_PART_BYTES, Answer, Request
+from overlay.peer.places import Places
 from overlay.wire.codec import decode, encode
 
 logger = logging.getLogger(__name__)
@@ -21,7 +23,17 @@ REQUEST_TIMEOUT = 60.0
 """Seconds within which an opened exchange must have brought its request; a Tor round trip takes one."""
 
 PART_TIMEOUT = 120.0
-"""Seconds between two parts after which the caller is taken for gone, and its exchange given up."""
+"""Seconds in which a caller sends no part, or takes none, after which its exchange is given up."""
+
+MAX_LATE = 512
+"""Requests that are worked on for an answer over another connection: about 32 MiB of bodies. Their exchanges
+are over, so the channels' own limits do not hold them back."""
+
+MAX_LATE_OF_NODE = 16
+"""Of those, the ones of one node: none can take up all places."""
+
+MAX_STREAMS = 128
+"""Answers with parts that are sent at once, about 256 KiB for each with what is queued."""
 
 LINGER_TIMEOUT = 30.0
 """Seconds that the caller has to finish its side after it was answered."""
@@ -92,6 +104,7 @@ class Accept:
     def __init__(self, reply_later: LateReply) -> None:
         self._receivers: dict[str, _Registration] = {}
         self._reply_later = reply_later
+        self._late: Counter[NodeIdentifier] = Counter()
 
     def register(self, kind: str, receiver: Receiver, *, anonymous: bool = False) -> None:
         """Give all requests of `kind` to `receiver`; a kind has one receiver.
@@ -109,7 +122,7 @@ class Accept:
         self._receivers[kind] = _Registration(receiver, anonymous)
 
     async def handle(self, exchange: Exchange, sender: NodeIdentifier | None) -> None:
-        """Serve one exchange that `sender` opened, to its end. A caller who goes away ends it quietly."""
+        """Serve one exchange that `sender` opened, to its end; what the caller does ends no more than it."""
         async with exchange:
             try:
                 request = await _read_request(exchange)
@@ -119,6 +132,8 @@ class Accept:
                     await self._answer_later(exchange, sender, request, request.correlation)
             except (ClosedError, anyio.EndOfStream, TimeoutError):
                 logger.debug("a caller went away before its exchange was over")
+            except OverlayError as error:  # no request, a broken channel, or an answer that cannot be sent
+                logger.debug("an exchange was given up: %s", error.code)
 
     async def dispatch(self, delivery: Delivery) -> Reply:
         """Run the receiver of a delivery.
@@ -142,40 +157,63 @@ class Accept:
         except ClosedError:
             raise
         except OverlayError as error:
-            await exchange.send(encode(Answer.of_error(error)))
+            await _send(exchange, encode(Answer.of_error(error)))
         else:
-            await exchange.send(encode(Answer(body=reply.body)))
+            await _send(exchange, encode(Answer(body=reply.body)))
             if reply.parts is not None:
-                async with aclosing(reply.parts) as parts:
-                    async for part in parts:
-                        await exchange.send(part)
+                await self._send_parts(exchange, reply.parts)
         await exchange.finish()
         await _drain(exchange)
+
+    async def _send_parts(self, exchange: Exchange, parts: AsyncGenerator[bytes, None]) -> None:
+        async with aclosing(parts):
+            with self._streams.take() as moved:
+                async for part in parts:
+                    await _send(exchange, part)
+                    moved()
 
     async def _answer_later(
         self, exchange: Exchange, sender: NodeIdentifier | None, request: Request, correlation: bytes
     ) -> None:
-        if sender is None:
-            refusal = RefusedError("an answer over another connection needs to know who asks")
-            await exchange.send(encode(Answer.of_error(refusal)))
+        if sender is None or not self._has_place(sender):
+            await _send(exchange, encode(Answer.of_error(_no_late_answer(sender))))
             await exchange.finish()
             return
-        await exchange.send(encode(Answer()))
-        await exchange.finish()
-        await _drain(exchange)
+        self._late[sender] += 1
         try:
-            answer = Answer(body=(await self.dispatch(Delivery(sender, request.kind, request.body))).body)
-        except OverlayError as error:
-            answer = Answer.of_error(error)
+            await _send(exchange, encode(Answer()))
+            await exchange.finish()
+            await _drain(exchange)
+            await self._reply_later(sender, correlation, await self._late_answer(sender, request))
+        finally:
+            self._late[sender] -= 1
+            self._late += Counter()  # forgets who has none
+
+    def _has_place(self, sender: NodeIdentifier) -> bool:
+        return self._late[sender] < MAX_LATE_OF_NODE and self._late.total() < MAX_LATE
+
+    async def _late_answer(self, sender: NodeIdentifier, request: Request) -> Answer:
         try:
-            await self._reply_later(sender, correlation, answer)
+            return Answer(body=(await self.dispatch(Delivery(sender, request.kind, request.body))).body)
         except OverlayError as error:
-            logger.debug("an answer found nobody: %s", error.code)
+            return Answer.of_error(error)
+
+
+def _no_late_answer(sender: NodeIdentifier | None) -> RefusedError:
+    if sender is None:
+        return RefusedError("an answer over another connection needs to know who asks")
+    return RefusedError("too many requests wait for late answers here: try again later")
 
 
 async def _read_request(exchange: Exchange) -> Request:
     with anyio.fail_after(REQUEST_TIMEOUT):
         return decode(Request, await exchange.receive(), limit=MAX_PART_BYTES)
+
+
+async def _send(exchange: Exchange, message: bytes) -> None:
+    """Send, unless the caller reads nothing: then what waits here would wait for ever."""
+    with anyio.fail_after(PART_TIMEOUT):
+        await exchange.send(message)
 
 
 async def _drain(exchange: Exchange) -> None:

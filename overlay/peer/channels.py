@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from enum import StrEnum
 from typing import Any
@@ -23,7 +24,10 @@ from overlay.connection import Connection, ConnectionLayer, Listener
 from overlay.errors import (
     ClosedError,
     OverlayError,
+    ProtocolViolationError,
     RefusedError,
+    StorageError,
+    TransportUnavailableError,
     UnreachableError,
     VerificationError,
 )
@@ -48,7 +52,17 @@ MAX_HANDSHAKES = 64
 """Incoming connections that have not said who they are; one more, and the oldest of them is dropped."""
 
 MAX_INCOMING = 256
-"""Incoming channels at once: 256 need about 50 MiB when every one is busy."""
+"""Incoming channels at once: 256 need about 50 MiB when every one is busy; one more, and one is closed."""
+
+MAX_DIALLED = 256
+"""Channels that this node opened, likewise. Both together stay well below the 1,024 descriptors that a
+process usually has."""
+
+MAX_OF_NODE = 4
+"""Channels that a node has without being taken for one that crowds others out: a lane each, and a spare."""
+
+LISTEN_PAUSE = 5.0
+"""Seconds before a listener that had no descriptor left is tried again."""
 
 
 class Lane(StrEnum):
@@ -61,6 +75,10 @@ class Lane(StrEnum):
 
 Contact = Callable[[NodeIdentifier], Coroutine[Any, Any, None]]
 """Told of each node that a channel shows to be there, in a task of its own."""
+
+
+_Served = dict[anyio.CancelScope, NodeIdentifier | None]
+"""What ends each channel, and whose it is, in the order of their beginning; None for who stays anonymous."""
 
 
 class _Dial:
@@ -120,7 +138,8 @@ class ChannelPool:
         self._channels: dict[tuple[NodeIdentifier, Lane], Channel] = {}
         self._dials: dict[tuple[NodeIdentifier, Lane], _Dial] = {}
         self._handshakes: dict[int, anyio.CancelScope] = {}
-        self._incoming = 0
+        self._incoming: _Served = {}
+        self._dialled: _Served = {}
         self._group: TaskGroup | None = None
         self.contacts: list[Contact] = []
         self.departures: list[Callable[[NodeIdentifier], None]] = []
@@ -155,7 +174,7 @@ class ChannelPool:
             NotFoundError: nobody knows where the node is reached.
             UnreachableError: it did not answer at any of its locators.
             RefusedError: reaching it would show where this node is.
-            VerificationError: somebody else answers at its locators.
+            VerificationError, ProtocolViolationError: somebody else answers at its locators.
             ClosedError: this node is shutting down.
         """
         warm = self._warm(node, lane)
@@ -179,6 +198,7 @@ class ChannelPool:
         try:
             with anyio.fail_after(DIAL_DEADLINE):
                 dial.channel = await self._dial(node, lane)
+            self._reputation.note(node, "answered", self._clock())  # who only calls here earns nothing by it
             self._adopt(dial.channel, node, lane)
         except TimeoutError:
             dial.error = UnreachableError("the other node did not answer in time; it may be offline")
@@ -196,7 +216,8 @@ class ChannelPool:
         for attempt in range(DIAL_ATTEMPTS):
             try:
                 return await self._try_locators(record, lane, attempt)
-            except UnreachableError:
+            except (UnreachableError, VerificationError, ProtocolViolationError):
+                # Somebody else may have its old address by now: the model may know the new one.
                 if attempt + 1 == DIAL_ATTEMPTS:
                     raise
             await anyio.sleep(pause * (1 + self._entropy(1)[0] / 255))
@@ -215,7 +236,7 @@ class ChannelPool:
                 token = self._isolation(record.identifier, lane, attempt)
                 connection = await self._layer.connect(locator, isolation=token)
                 return await self._initiate(connection, record, lane)
-            except (UnreachableError, VerificationError) as error:
+            except (UnreachableError, VerificationError, ProtocolViolationError) as error:
                 failure = error
         raise failure
 
@@ -240,7 +261,12 @@ class ChannelPool:
 
     async def _listen(self, listener: Listener) -> None:
         while True:
-            connection = await listener.accept()
+            try:
+                connection = await listener.accept()
+            except TransportUnavailableError as error:
+                logger.warning("no connections can be taken for the moment: %s", error)
+                await anyio.sleep(LISTEN_PAUSE)
+                continue
             self._make_room()
             if self._group is not None:
                 self._group.start_soon(self._take, connection)
@@ -254,15 +280,8 @@ class ChannelPool:
         channel = await self._respond(connection)
         if channel is None:
             return
-        if self._incoming >= MAX_INCOMING:
-            await anyio.aclose_forcefully(connection)
-            return
-        self._incoming += 1
-        try:
-            node = channel.peer.identifier if channel.peer else None
-            await self._serve(channel, node, Lane.INTERACTIVE)
-        finally:
-            self._incoming -= 1
+        node = channel.peer.identifier if channel.peer else None
+        await self._serve_among(self._incoming, MAX_INCOMING, channel, node, Lane.INTERACTIVE)
 
     async def _respond(self, connection: Connection) -> Channel | None:
         with anyio.CancelScope() as scope:
@@ -287,7 +306,37 @@ class ChannelPool:
         # At once, not when its task first runs: whoever waits for the dial uses the channel right away.
         self._channels[node, lane] = channel
         if self._group is not None:
-            self._group.start_soon(self._serve, channel, node, lane)
+            self._group.start_soon(self._serve_among, self._dialled, MAX_DIALLED, channel, node, lane)
+
+    async def _serve_among(
+        self, served: _Served, limit: int, channel: Channel, node: NodeIdentifier | None, lane: Lane
+    ) -> None:
+        with anyio.CancelScope() as scope:
+            served[scope] = node
+            if len(served) > limit:
+                self._drop_least(served)
+            try:
+                await self._serve(channel, node, lane)
+            finally:
+                served.pop(scope, None)
+
+    def _drop_least(self, served: _Served) -> None:
+        """Close one: of a node that has too many, else of the worst reputation, the oldest of equal ones.
+
+        New identifiers cost nothing, so however many there are, they push out each other and no old friend.
+        """
+        now = self._clock()
+        counts = Counter(served.values())
+
+        def worth(scope: anyio.CancelScope) -> tuple[int, float]:
+            node = served[scope]
+            if node is None:
+                return 0, 0.0
+            return min(0, MAX_OF_NODE - counts[node]), self._reputation.score(node, now)
+
+        least = min(served, key=worth)
+        del served[least]
+        least.cancel()
 
     async def _serve(self, channel: Channel, node: NodeIdentifier | None, lane: Lane) -> None:
         try:
@@ -298,7 +347,7 @@ class ChannelPool:
                         await channel.aclose()
                     elif lane is Lane.INTERACTIVE and self._warm(node, lane) is None:
                         self._channels[node, lane] = channel
-                await self._serve_exchanges(channel, node, group)
+                await self._serve_exchanges(channel, node, lane, group)
         finally:
             if node is not None and self._channels.get((node, lane)) is channel:
                 del self._channels[node, lane]
@@ -306,29 +355,43 @@ class ChannelPool:
                     for departure in self.departures:
                         departure(node)
 
-    async def _serve_exchanges(self, channel: Channel, node: NodeIdentifier | None, group: TaskGroup) -> None:
+    async def _serve_exchanges(
+        self, channel: Channel, node: NodeIdentifier | None, lane: Lane, group: TaskGroup
+    ) -> None:
         sender = None if channel.peer is None else node
         while True:
             try:
                 exchange = await channel.accept()
             except ClosedError:
                 return
+            except ProtocolViolationError:
+                if sender is not None:
+                    self._reputation.note(sender, "violation", self._clock())
+                return
+            if lane is Lane.ANONYMOUS and node is not None:
+                # Whatever the answer to a question asked back: it could show who is at this end.
+                self._reputation.note(node, "violation", self._clock())
+                await channel.aclose()
+                return
             group.start_soon(self._accept.handle, exchange, sender)
 
     async def _meet(self, channel: Channel, node: NodeIdentifier) -> bool:
         """Learn the peer's own record from its handshake and tell who waits for it; False if it lied."""
-        if channel.hello:
-            try:
-                record = await self._locators.learn(channel.hello)
-            except OverlayError as error:
-                logger.debug("a peer showed a record that does not hold: %s", error.code)
-                self._reputation.note(node, "violation", self._clock())
-                return False
-            if record.identifier not in {node, self._secret.identifier}:
-                self._reputation.note(node, "violation", self._clock())
-                return False
-        self._reputation.note(node, "answered", self._clock())
+        if channel.hello and not await self._learn_hello(channel.hello, node):
+            self._reputation.note(node, "violation", self._clock())
+            return False
         if self._group is not None:
             for contact in self.contacts:
                 self._group.start_soon(contact, node)
         return True
+
+    async def _learn_hello(self, hello: bytes, node: NodeIdentifier) -> bool:
+        try:
+            record = await self._locators.learn(hello)
+        except StorageError as error:  # not the peer's fault: what it showed does verify
+            logger.warning("the record of a node could not be kept: %s", error)
+            return True
+        except OverlayError as error:
+            logger.debug("a peer showed a record that does not hold: %s", error.code)
+            return False
+        return record.identifier in {node, self._secret.identifier}

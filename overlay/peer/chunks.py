@@ -14,11 +14,12 @@ from overlay.errors import MalformedError, UnreachableError, VerificationError
 from overlay.identity import NodeIdentifier
 from overlay.peer.accept import Accept, Delivery, Reply
 from overlay.peer.channels import Lane
+from overlay.peer.places import Places
 from overlay.peer.pull import Pull
 from overlay.peer.push import Push
 from overlay.peer.reputation import ReputationManager
 from overlay.peer.storage import StorageManager
-from overlay.units.eris import chunk_reference
+from overlay.units.eris import chunk_reference, valid_chunk_size
 
 STORE = "chunks.store"
 FETCH = "chunks.fetch"
@@ -27,6 +28,12 @@ BATCH_CHUNKS = 64
 """Chunks that one request stores or fetches: 2 MiB of the large size, some seconds over a slow circuit."""
 
 REFERENCE_BYTES = 32
+
+MAX_STORES = 16
+"""Requests whose chunks are gathered here at once, up to 2 MiB for each."""
+
+_READ_CHUNKS = 4
+"""Chunks read at once: a caller who takes nothing holds up no more than these."""
 
 
 class Chunks:
@@ -54,6 +61,7 @@ class Chunks:
         self._storage = storage
         self._reputation = reputation
         self._clock = clock
+        self._stores = Places(MAX_STORES)
         accept.register(STORE, self._receive_store)
         accept.register(FETCH, self._receive_fetch, anonymous=True)
 
@@ -108,12 +116,14 @@ class Chunks:
 
     async def _receive_store(self, delivery: Delivery) -> None:
         chunks: list[bytes] = []
-        async with aclosing(delivery.parts()) as parts:
-            async for part in parts:
-                chunks.append(part)
-                if len(chunks) > BATCH_CHUNKS:
-                    raise MalformedError(f"at most {BATCH_CHUNKS} chunks are stored at once")
-        await self._storage.put(chunks, now=self._clock())
+        with self._stores.take() as moved:
+            async with aclosing(delivery.parts()) as parts:
+                async for part in parts:
+                    if len(chunks) == BATCH_CHUNKS or not valid_chunk_size(len(part)):
+                        raise MalformedError(f"at most {BATCH_CHUNKS} chunks of a valid size are stored at once")
+                    chunks.append(part)
+                    moved()
+            await self._storage.put(chunks, now=self._clock())
 
     async def _receive_fetch(self, delivery: Delivery) -> Reply:
         size = len(delivery.body)
@@ -123,8 +133,8 @@ class Chunks:
         return Reply(parts=self._found(references))
 
     async def _found(self, references: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
-        for start in range(0, len(references), 8):  # a few at a time, to hold little memory for each caller
-            for chunk in await self._storage.get(references[start : start + 8]):
+        for start in range(0, len(references), _READ_CHUNKS):
+            for chunk in await self._storage.get(references[start : start + _READ_CHUNKS]):
                 yield chunk or b""
 
 

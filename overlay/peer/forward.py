@@ -126,6 +126,8 @@ class Forward:
             )
         except (InvalidTag, ValueError) as error:
             raise VerificationError("what was forwarded here is not sealed to this node") from error
+        if content.kind == FORWARD_KIND:  # a nest of a few hundred would exhaust the stack
+            raise RefusedError("what was forwarded is not forwarded again: name the nodes in one route")
         # The sender stays unknown: only receivers that take anonymous requests are reached this way.
         delivery = Delivery(None, content.kind, content.body)
         if content.answer_key is None:

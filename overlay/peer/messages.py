@@ -11,7 +11,14 @@ from typing import Annotated
 
 import msgspec
 
-from overlay.errors import NotFoundError, OverlayError, RefusedError, UnreachableError
+from overlay.errors import (
+    NotFoundError,
+    OverlayError,
+    RefusedError,
+    StorageError,
+    TransportUnavailableError,
+    UnreachableError,
+)
 from overlay.wire.codec import Message
 
 MAX_PART_BYTES = 65_536
@@ -50,7 +57,12 @@ class Answer(Message, frozen=True):
 
     @classmethod
     def of_error(cls, error: OverlayError) -> Answer:
-        """Tell the peer of an error of ours; only its own sentence is told."""
+        """Tell the peer of an error of ours; only its own sentence is told.
+
+        What the disk or a local proxy said stays here: it names paths, and so perhaps the user.
+        """
+        if isinstance(error, (StorageError, TransportUnavailableError)):
+            return cls(code=error.code, text="this node has a difficulty of its own: try again later")
         return cls(code=error.code, text=str(error)[:MAX_ERROR_CHARACTERS])
 
     def result(self) -> bytes:

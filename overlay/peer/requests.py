@@ -9,7 +9,7 @@ from typing import TypeVar
 import anyio
 
 from overlay.channel.driver import Exchange
-from overlay.errors import ClosedError, OverlayError, UnreachableError
+from overlay.errors import ClosedError, OverlayError, ProtocolViolationError, UnreachableError
 from overlay.identity import NodeIdentifier
 from overlay.peer.channels import ChannelPool, Lane
 from overlay.peer.messages import MAX_PART_BYTES, Answer, Request
@@ -37,6 +37,7 @@ async def on_exchange(
     Raises:
         UnreachableError: no channel could be opened, or it ended before `use` was done.
         RefusedError, NotFoundError, VerificationError: see `ChannelPool.channel`; and whatever `use` raises.
+        ProtocolViolationError: the peer broke the protocol meanwhile; its reputation suffered.
     """
     while True:
         channel, kept = await channels.channel(node, lane)
@@ -117,5 +118,5 @@ async def _send_parts(exchange: Exchange, parts: AsyncGenerator[bytes, None]) ->
             async for part in parts:
                 await exchange.send(part)
             await exchange.finish()
-        except ClosedError:
+        except (ClosedError, ProtocolViolationError):
             return  # whoever waits for the answer is told

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 from anyio.from_thread import start_blocking_portal
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from overlay.locators import NodeLocator
 from overlay.testing.tor import PrivateTorNetwork
-from overlay.transports.tor.settings import LaunchedTor, TorTimeouts
+from overlay.transports.tor.settings import ONION_PORT, LaunchedTor, TorTimeouts
 from overlay.transports.tor.transport import TorTransport
+
+NOBODY_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key().public_bytes_raw()
 
 LOCAL_TIMEOUTS = TorTimeouts(dial=15.0, start=30.0, stall=30.0, publish=30.0, reply=20.0)
 """A private network is fast; a machine that runs other tests beside is not."""
@@ -30,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def anyio_backend() -> str:
     """Real sockets and processes need a real clock; a whole session shares what is costly to start."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def nobody() -> NodeLocator:
+    """An onion service that could be, and is not."""
+    return NodeLocator("onion3", NOBODY_KEY, ONION_PORT)
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +71,24 @@ def tor_transport(
         return TorTransport(launched, key_path=home / "onion.key", timeouts=LOCAL_TIMEOUTS)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def processes_of() -> Callable[[Path], list[int]]:
+    """Find the tors that were started with a file of a directory as their configuration."""
+
+    def find(directory: Path) -> list[int]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:  # ended meanwhile
+                continue
+            if os.fsencode(f"{directory}/") in command and b"tor\0" in command:
+                found.append(int(entry.name))
+        return found
+
+    return find
 
 
 def _find(program: str) -> str | None:

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 from overlay.errors import TransportUnavailableError
 from overlay.testing import tor
 from overlay.testing.tor import PrivateTorNetwork, serve_private_network
 from overlay.transports.tor import process
 
-
-def processes_of(directory: Path) -> list[int]:
-    """The processes that were started with a file of `directory` as an argument."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes()
-        except OSError:  # ended meanwhile
-            continue
-        if os.fsencode(f"{directory}/") in command and b"tor\0" in command:
-            found.append(int(entry.name))
-    return found
+FindProcesses = Callable[[Path], list[int]]
 
 
 def listening_addresses(pid: int) -> set[str]:
     """The local addresses, in hexadecimal, on which a process listens by TCP."""
-    inodes = {os.readlink(handle) for handle in Path(f"/proc/{pid}/fd").iterdir() if handle.exists()}
+    inodes = {str(handle.readlink()) for handle in Path(f"/proc/{pid}/fd").iterdir() if handle.exists()}
     rows = [
         line.split()
         for table in ("tcp", "tcp6")
@@ -38,7 +28,7 @@ def listening_addresses(pid: int) -> set[str]:
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
 
 
-def test_only_loopback_is_listened_on(tor_network: PrivateTorNetwork) -> None:
+def test_only_loopback_is_listened_on(tor_network: PrivateTorNetwork, processes_of: FindProcesses) -> None:
     pids = processes_of(tor_network.directory)
     assert len(pids) == 4
     for pid in pids:
@@ -51,7 +41,9 @@ def test_client_torrc_names_no_place_of_a_client(tor_network: PrivateTorNetwork)
     assert not {"DataDirectory", "SocksPort", "ControlPort", "ControlSocket"} & options
 
 
-def test_cancelled_network_leaves_nothing() -> None:
+def test_cancelled_network_leaves_nothing(
+    tor_network: PrivateTorNetwork, processes_of: FindProcesses
+) -> None:
     left: list[Path] = []
 
     async def serve() -> None:
@@ -64,12 +56,16 @@ def test_cancelled_network_leaves_nothing() -> None:
 
             await serve_private_network(None, 3, ready)
 
-    anyio.run(serve, backend="trio")
+    assert tor_network.client_torrc.exists()  # two networks live side by side
+    with start_blocking_portal("trio") as portal:
+        portal.call(serve)
     assert not left[0].exists()
     assert processes_of(left[0]) == []
 
 
-async def test_failed_step_is_named_and_cleaned_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_failed_step_is_named_and_cleaned_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, processes_of: FindProcesses
+) -> None:
     monkeypatch.setattr(tor, "STEP_TIMEOUT", 0.0)
     with pytest.raises(TransportUnavailableError, match="making the authority's keys"):
         await PrivateTorNetwork(tmp_path).__aenter__()

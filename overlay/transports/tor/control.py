@@ -215,6 +215,8 @@ class ControlConnection:
             TransportUnavailableError: tor refuses, or the cookie cannot be read.
         """
         reply = await self._call(self._controller.msg, "PROTOCOLINFO 1")
+        if not reply.content()[0][2].startswith("PROTOCOLINFO 1"):  # stem fails on what has no such line
+            raise TransportUnavailableError("what answers there is not a tor control port")
         try:
             stem.response.convert("PROTOCOLINFO", reply)
         except stem.ControllerError as error:

@@ -137,7 +137,8 @@ class OnionService:
         """Have tor run the service, and return its name.
 
         Raises:
-            TransportUnavailableError: tor refuses.
+            TransportUnavailableError: tor serves the same key already, or is lost.
+            TorRefusedError: tor refuses for another reason.
         """
         secret = base64.b64encode(self.key.expanded).decode("ascii")
         command = f"ADD_ONION ED25519-V3:{secret} Port={self.port},127.0.0.1:{self.target_port}"
@@ -152,7 +153,11 @@ class OnionService:
 
     @staticmethod
     async def _add_with_defence(control: ControlConnection, command: str) -> list[str]:
-        """Have callers solve a puzzle when the service is flooded, where tor was built with that."""
+        """Have callers solve a puzzle when the service is flooded, where tor was built with that.
+
+        Raises:
+            TorRefusedError: tor refuses, and not because of the puzzle.
+        """
         try:
             return await control.request(f"{command} PoWDefensesEnabled=1")
         except TorRefusedError as error:

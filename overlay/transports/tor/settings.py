@@ -51,6 +51,14 @@ class AttachedTor:
     control: str
     password: Callable[[], str | None] | None = field(default=password_from_environment, repr=False)
 
+    def __post_init__(self) -> None:
+        """Refuse what is no address.
+
+        Raises:
+            MalformedError: `control` is neither a path nor an address and a port.
+        """
+        _ = self.address
+
     @property
     def address(self) -> ControlAddress:
         """`control`, read.

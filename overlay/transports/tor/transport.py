@@ -66,6 +66,10 @@ class TorTransport(Transport):
     is published again under the same address, and the status says so; a listener and its locators live on.
     Connections that were open end.
 
+    Two things that Tor does not do: its streams end both ways at once, so `send_eof` also ends what would
+    come back; and on a fresh circuit tor takes in hundreds of MiB before it makes a sender wait. The channel
+    has both: exchanges that finish one way, and credit.
+
     Args:
         tor: launched by the transport, or attached to.
         key_path: where the onion service's key is kept; made when the service is first needed.
@@ -229,7 +233,7 @@ class TorTransport(Transport):
                     attempt = 0
                     await session.control.lost.wait()
                     self._set_session(None)
-                    why = "tor ended"
+                    why = "tor ended" if session.process else "the connection to tor was lost"
             except TransportUnavailableError as error:
                 if not ready:
                     task_status.started(error)
@@ -238,8 +242,8 @@ class TorTransport(Transport):
             finally:
                 self._set_session(None)
             attempt += 1
-            detail = f"{why}, starting it again (attempt {attempt})"
-            self._report(TransportStatus("starting", detail))
+            again = "starting it" if isinstance(self._tor, LaunchedTor) else "attaching to it"
+            self._report(TransportStatus("starting", f"{why}, {again} again (attempt {attempt})"))
             await anyio.sleep(min(FIRST_BACKOFF * 2 ** (attempt - 1), MAX_BACKOFF))
 
     async def _use(self, session: TorSession) -> None:

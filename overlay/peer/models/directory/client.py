@@ -10,6 +10,7 @@ from overlay.identity import NodeIdentifier
 from overlay.locators import LocatorRecord
 from overlay.peer.accept import Accept, Delivery
 from overlay.peer.announcement import Announcement
+from overlay.peer.channels import Lane
 from overlay.peer.locator_manager import LocatorManager
 from overlay.peer.messages import MAX_PART_BYTES
 from overlay.peer.models.base import Model, Registration
@@ -82,11 +83,15 @@ class DirectoryClient(Model):
         return Registration(confirmation.number, confirmation.nodes)
 
     async def find_node(self, node: NodeIdentifier) -> bytes | None:
-        """Ask the directory for a node's record; the directory's own must be known already."""
+        """Ask the directory for a node's record; the directory's own must be known already.
+
+        It is asked without showing who asks: it could tell by that who talks to whom.
+        """
         if node == self.directory:
             return None
         try:
-            return await self._pull(self.directory, FIND_NODE, encode(Find(identifier=node.value)))
+            request = encode(Find(identifier=node.value))
+            return await self._pull(self.directory, FIND_NODE, request, lane=Lane.ANONYMOUS)
         except OverlayError as error:
             logger.debug("the directory did not help to find a node: %s", error.code)
             return None
@@ -96,9 +101,10 @@ class DirectoryClient(Model):
         await self._push(self.directory, ANNOUNCE, announcement.encoded)
 
     async def find_unit(self, unit: UnitIdentifier) -> Sequence[Announcement]:
-        """Ask the directory; when it is not reached, what was heard before has to do."""
+        """Ask the directory, without showing who asks; when it is not reached, what was heard has to do."""
         try:
-            answer = await self._pull(self.directory, FIND_UNIT, encode(Find(identifier=unit.value)))
+            request = encode(Find(identifier=unit.value))
+            answer = await self._pull(self.directory, FIND_UNIT, request, lane=Lane.ANONYMOUS)
             self._keep_unit(answer)
         except NotFoundError:
             return []

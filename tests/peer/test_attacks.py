@@ -1,0 +1,253 @@
+"""What somebody who knows the protocol well tries: to stop a node, to find out who it is, to crowd others out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+
+from overlay.channel.driver import Channel, initiate
+from overlay.connection import Connection
+from overlay.errors import (
+    ClosedError,
+    ProtocolViolationError,
+    RefusedError,
+    StorageError,
+    TransportUnavailableError,
+    UnreachableError,
+)
+from overlay.identity import NodePublic
+from overlay.peer import accept, channels
+from overlay.peer.accept import Delivery, Reply
+from overlay.peer.channels import Lane
+from overlay.peer.forward import _INFO, _SUITE, FORWARD_KIND, MAX_FORWARDED_BYTES, _Envelope, _Sealed
+from overlay.peer.messages import Answer, Request
+from overlay.peer.node import Node
+from overlay.peer.requests import converse
+from overlay.testing.nodes import World, introduce
+from overlay.testing.simulation import Latency
+from overlay.wire.codec import encode
+
+VIRTUAL = pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)  # minutes of virtual time
+
+
+async def echo(delivery: Delivery) -> bytes:
+    return delivery.body
+
+
+@asynccontextmanager
+async def bob_and_alice() -> AsyncIterator[tuple[World, Node, Node]]:
+    world = World(11, latency=Latency(0.001))
+    async with AsyncExitStack() as stack:
+        bob, alice = [
+            await stack.enter_async_context(
+                world.node(name, await stack.enter_async_context(world.database()))
+            )
+            for name in ("bob", "alice")
+        ]
+        for node in (bob, alice):
+            node.accept.register("echo", echo, anonymous=True)
+        await introduce([bob, alice])
+        yield world, bob, alice
+
+
+@asynccontextmanager
+async def stranger(
+    world: World, target: Node, name: str | None = None
+) -> AsyncIterator[tuple[Connection, Channel]]:
+    """A channel from somebody who runs no node; None for one who stays anonymous."""
+    async with world.network.transport() as transport, anyio.create_task_group() as group:
+        connection = await transport.connect(target.record.locators[0])
+        channel = await initiate(
+            connection,
+            secret=world.secret(name) if name else None,
+            responder=target.public,
+            entropy=world.entropy,
+        )
+        group.start_soon(channel.run)
+        yield connection, channel
+        group.cancel_scope.cancel()
+
+
+def sealed_to(target: NodePublic, kind: str, body: bytes) -> bytes:
+    public = X25519PublicKey.from_public_bytes(target.static)
+    sealed = _SUITE.encrypt(encode(_Sealed(kind=kind, body=body)), public, info=_INFO)
+    return encode(_Envelope(route=(target.identifier.value,), sealed=sealed))
+
+
+def nested(target: NodePublic) -> bytes:
+    """As many requests to forward, each sealed within the next, as one request holds."""
+    kind, body = "echo", b""
+    while len(body) < MAX_FORWARDED_BYTES - 200:
+        kind, body = FORWARD_KIND, sealed_to(target, kind, body)
+    return body
+
+
+async def test_a_nest_of_forwarded_requests_is_refused() -> None:
+    async with bob_and_alice() as (world, bob, alice), stranger(world, bob) as (_, channel):
+        async with await channel.open() as exchange:
+            with pytest.raises(RefusedError):
+                await converse(exchange, Request(kind=FORWARD_KIND, body=nested(bob.public)), None)
+        assert await alice.pull(bob.identifier, "echo", b"here") == b"here"
+
+
+async def test_nobody_asks_back_over_the_channel_of_an_anonymous_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with bob_and_alice() as (_, bob, alice):
+        anonymous: list[Channel] = []
+        serve = bob.channels._serve
+
+        async def spy(channel: Channel, *arguments: object) -> None:
+            anonymous.append(channel)
+            await serve(channel, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(bob.channels, "_serve", spy)
+        assert await alice.pull(bob.identifier, "echo", b"?", lane=Lane.ANONYMOUS) == b"?"
+        # Only Alice could open this, so an answer would show that it is she who asked.
+        probe = Request(kind=FORWARD_KIND, body=sealed_to(alice.public, "echo", b"are you Alice?"))
+        with anyio.fail_after(5), pytest.raises(ClosedError):
+            async with await anonymous[0].open() as exchange:
+                await converse(exchange, probe, None)
+        assert alice.reputation.score(bob.identifier, alice.clock()) < 0
+        assert await alice.pull(bob.identifier, "echo", b"!", lane=Lane.ANONYMOUS) == b"!"
+
+
+async def test_a_violation_while_parts_are_sent_is_one_error() -> None:
+    async with bob_and_alice() as (_, bob, alice):
+
+        async def break_off(_: Delivery) -> None:
+            for channel in alice.channels._channels.values():
+                alice_end = channel._connection
+                await anyio.sleep(0.1)
+                monkey = bob_ends[alice_end.locator]
+                await monkey.send(bytes(2048))
+            await anyio.sleep_forever()
+
+        bob_ends: dict[object, Connection] = {}
+        respond = channels.respond
+
+        async def keep(connection: Connection, **options: object) -> Channel:
+            bob_ends[connection.locator] = connection
+            return await respond(connection, **options)  # type: ignore[arg-type]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(channels, "respond", keep)
+            patch.setitem(bob.accept._receivers, "chunks.store", accept._Registration(break_off, False))
+            with anyio.fail_after(30), pytest.raises((ProtocolViolationError, UnreachableError)):
+                await alice.chunks.store(bob.identifier, [bytes(32_768)] * 64)
+
+
+@pytest.mark.parametrize("error", [StorageError, TransportUnavailableError])
+def test_what_the_disk_or_the_proxy_said_is_not_told(error: type[StorageError]) -> None:
+    answer = Answer.of_error(error("the disk is full (/home/alice/.local/share/overlay/node.db)"))
+    assert answer.code == error.code
+    assert "alice" not in answer.text
+
+
+async def test_a_crowd_of_new_identities_does_not_keep_an_old_friend_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channels, "MAX_INCOMING", 4)
+    async with bob_and_alice() as (world, bob, alice), AsyncExitStack() as stack:
+        bob.reputation.note(alice.identifier, "served", bob.clock())
+        for number in range(4):
+            await stack.enter_async_context(stranger(world, bob, f"crowd {number}" if number % 2 else None))
+        assert await alice.pull(bob.identifier, "echo", b"in") == b"in"
+        for number in range(8):
+            await stack.enter_async_context(stranger(world, bob, f"more {number}" if number % 2 else None))
+        assert bob.channels.connected(alice.identifier)
+        assert await alice.pull(bob.identifier, "echo", b"still") == b"still"
+
+
+async def test_one_identity_takes_no_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "MAX_INCOMING", 8)
+    async with bob_and_alice() as (world, bob, alice), AsyncExitStack() as stack:
+        assert await alice.pull(bob.identifier, "echo", b"in") == b"in"
+        for _ in range(20):
+            bob.reputation.note(world.secret("mallory").identifier, "served", bob.clock())
+            await stack.enter_async_context(stranger(world, bob, "mallory"))
+        assert bob.channels.connected(alice.identifier)
+
+
+async def test_dialled_channels_are_bounded_and_the_oldest_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channels, "MAX_DIALLED", 2)
+    async with bob_and_alice() as (world, bob, alice):
+        for lane in (Lane.INTERACTIVE, Lane.BULK, Lane.ANONYMOUS, Lane.INTERACTIVE):
+            assert await alice.pull(bob.identifier, "echo", b"x", lane=lane) == b"x"
+        with anyio.fail_after(5):
+            while world.network.memory.open_connections > 2:
+                await anyio.lowlevel.checkpoint()
+
+
+async def test_a_listener_without_descriptors_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "LISTEN_PAUSE", 0.01)
+    async with bob_and_alice() as (world, bob, alice), world.network.transport() as transport:
+        listener = await transport.listen()
+        take = listener.accept
+        failures = iter([TransportUnavailableError("too many open files")])
+
+        async def exhausted() -> Connection:
+            for failure in failures:
+                raise failure
+            return await take()
+
+        monkeypatch.setattr(listener, "accept", exhausted)
+        async with anyio.create_task_group() as group:
+            group.start_soon(bob.channels._listen, listener)
+            connection = await transport.connect(listener.locators[0])
+            channel = await initiate(connection, secret=None, responder=bob.public, entropy=world.entropy)
+            await channel.aclose()
+            group.cancel_scope.cancel()
+
+
+@VIRTUAL
+async def test_who_reads_nothing_holds_an_answer_for_a_while_only() -> None:
+    async with bob_and_alice() as (world, bob, _), stranger(world, bob) as (_, channel):
+        ended = anyio.Event()
+
+        async def without_end(_: Delivery) -> Reply:
+            async def parts():  # type: ignore[no-untyped-def]
+                try:
+                    while True:
+                        yield bytes(65_536)
+                finally:
+                    ended.set()
+
+            return Reply(parts=parts())
+
+        bob.accept.register("all", without_end, anonymous=True)
+        async with await channel.open() as exchange:
+            await exchange.send(encode(Request(kind="all")))
+            with anyio.fail_after(accept.PART_TIMEOUT + 10):
+                await ended.wait()
+
+
+async def test_late_answers_of_one_node_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accept, "MAX_LATE_OF_NODE", 2)
+    async with bob_and_alice() as (world, bob, alice), stranger(world, bob, "mallory") as (_, channel):
+        begun = 0
+
+        async def think(_: Delivery) -> None:
+            nonlocal begun
+            begun += 1
+            await anyio.sleep_forever()
+
+        bob.accept.register("think", think)
+        refused = 0
+        for number in range(5):
+            request = Request(kind="think", correlation=bytes([number]) * 16)
+            async with await channel.open() as exchange:
+                try:
+                    await converse(exchange, request, None)
+                except RefusedError:
+                    refused += 1
+        assert (begun, refused) == (2, 3)
+        alice.accept.register("done", echo)
+        bob.accept.register("done", echo)
+        assert await alice.pull.later(bob.identifier, "done", b"x", timeout=5) == b"x"

@@ -1,0 +1,198 @@
+"""Storing chunks at other nodes and fetching them, with nodes that are full, that forget and that lie."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from overlay.errors import MalformedError, NotFoundError, RefusedError, UnreachableError, VerificationError
+from overlay.peer.accept import Delivery, Reply
+from overlay.peer.channels import Lane
+from overlay.peer.chunks import BATCH_CHUNKS, FETCH, STORE
+from overlay.peer.node import Node, NodeOptions
+from overlay.testing.nodes import World, introduce
+from overlay.testing.simulation import Latency
+from overlay.units.eris import chunk_reference
+
+
+@asynccontextmanager
+async def nodes(*names: str, quota: int = 1 << 30) -> AsyncIterator[Sequence[Node]]:
+    world = World(2, latency=Latency(0.001))
+    async with AsyncExitStack() as stack:
+        options = NodeOptions(storage_quota=quota)
+        found = [
+            await stack.enter_async_context(
+                world.node(name, await stack.enter_async_context(world.database()), options=options)
+            )
+            for name in names
+        ]
+        await introduce(found)
+        yield found
+
+
+def chunks(count: int, size: int = 1024, seed: int = 1) -> list[bytes]:
+    source = random.Random(seed)
+    return [source.randbytes(size) for _ in range(count)]
+
+
+def references(of: Sequence[bytes]) -> list[bytes]:
+    return [chunk_reference(chunk) for chunk in of]
+
+
+def answer_fetches(liar: Node, answer: Sequence[bytes]) -> None:
+    """Let a node answer every request for chunks with these parts, whatever was asked for."""
+
+    async def parts() -> AsyncGenerator[bytes, None]:
+        for part in answer:
+            yield part
+
+    async def receive(_: Delivery) -> Reply:
+        return Reply(parts=parts())
+
+    liar.accept._receivers.pop(FETCH)
+    liar.accept.register(FETCH, receive, anonymous=True)
+
+
+async def test_what_was_stored_is_fetched_and_what_was_not_is_left_out() -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        kept = [*chunks(40, 32_768), *chunks(24)]
+        await alice.chunks.store(bob.identifier, kept)
+        assert await bob.storage.get(references(kept)) == kept
+        wanted = [*references(kept)[:40], *references(chunks(4, seed=2))]
+        found = await alice.chunks.fetch(bob.identifier, wanted)
+        assert found == dict(zip(wanted[:40], kept[:40], strict=True))
+
+
+async def test_two_nodes_hold_a_copy_each_so_one_may_go() -> None:
+    async with nodes("alice", "bob", "carol", "dave") as (alice, *others):
+        kept = chunks(8)
+        holders = alice.choose(2)
+        for holder in holders:
+            await alice.chunks.store(holder, kept)
+        usages = [(await node.storage.usage()).chunks for node in others]
+        assert sorted(usages) == [0, 8, 8]
+        assert (await alice.storage.usage()).chunks == 0
+        for holder in holders:
+            assert len(await alice.chunks.fetch(holder, references(kept))) == 8
+
+
+async def test_the_holder_does_not_learn_who_fetches() -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        seen: list[Delivery] = []
+        receive = bob.accept._receivers.pop(FETCH).receiver
+
+        async def watch(delivery: Delivery) -> object:
+            seen.append(delivery)
+            return await receive(delivery)
+
+        bob.accept.register(FETCH, watch, anonymous=True)  # type: ignore[arg-type] - passes on what it got
+        await bob.storage.put(chunks(1), now=bob.clock())
+        assert len(await alice.chunks.fetch(bob.identifier, references(chunks(1)))) == 1
+        assert [delivery.sender for delivery in seen] == [None]
+        assert bob.locators.known(alice.identifier) is not None
+        assert not bob.channels.connected(alice.identifier)
+
+
+async def test_nobody_stores_without_showing_who_it_is() -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        with pytest.raises(RefusedError):
+            await alice.push(bob.identifier, STORE, lane=Lane.ANONYMOUS)
+
+
+async def test_what_a_node_keeps_for_itself_it_gives_to_nobody() -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        await bob.storage.put(chunks(2), now=bob.clock(), own=True)
+        assert await alice.chunks.fetch(bob.identifier, references(chunks(2))) == {}
+
+
+async def test_a_full_quota_refuses_and_keeps_what_it_had() -> None:
+    async with nodes("alice", "bob", quota=10 * 1024) as (alice, bob):
+        first = chunks(8)
+        await alice.chunks.store(bob.identifier, first)
+        with pytest.raises(RefusedError, match="no room"):
+            await alice.chunks.store(bob.identifier, chunks(3, seed=2))
+        assert (await bob.storage.usage()).chunks == 8
+        await alice.chunks.store(bob.identifier, [*first, *chunks(2, seed=3)])
+        assert len(await alice.chunks.fetch(bob.identifier, references(first))) == 8
+        assert alice.reputation.trusted(bob.identifier, alice.clock())  # to refuse is its right
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        chunks(2, seed=9),
+        [chunks(2)[1], chunks(2)[0]],
+        [chunks(2)[0], chunks(2)[1][:-1]],
+        [*chunks(2), chunks(2)[0]],
+        [*chunks(2), b""],
+    ],
+    ids=["other chunks", "swapped", "cut", "one more", "one empty more"],
+)
+async def test_whoever_sends_a_wrong_chunk_is_found_out_and_chosen_no_more(lie: list[bytes]) -> None:
+    async with nodes("alice", "liar", "bob") as (alice, liar, bob):
+        answer_fetches(liar, lie)
+        assert set(alice.choose(2)) == {liar.identifier, bob.identifier}
+        with pytest.raises(VerificationError):
+            await alice.chunks.fetch(liar.identifier, references(chunks(2)))
+        assert not alice.reputation.trusted(liar.identifier, alice.clock())
+        assert alice.choose(2) == [bob.identifier]
+        scores = {peer.identifier: peer.score for peer in alice.peers()}
+        assert scores[liar.identifier] < 0 <= scores[bob.identifier]
+
+
+async def test_an_answer_that_stops_early_is_no_answer() -> None:
+    async with nodes("alice", "liar") as (alice, liar):
+        answer_fetches(liar, chunks(1))
+        with pytest.raises(UnreachableError):
+            await alice.chunks.fetch(liar.identifier, references(chunks(2)))
+
+
+async def test_serving_makes_a_node_preferred() -> None:
+    async with nodes("alice", "bob", "carol") as (alice, bob, carol):
+        await carol.storage.put(chunks(1), now=carol.clock())
+        for _ in range(3):
+            await alice.chunks.fetch(carol.identifier, references(chunks(1)))
+        assert all(alice.choose(1) == [carol.identifier] for _ in range(20))
+        assert set(alice.choose(2)) == {bob.identifier, carol.identifier}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[bytes(1023)], [bytes(32_769)], [bytes(1024), b""], [bytes(1024)] * (BATCH_CHUNKS + 1)],
+    ids=["too short", "too long", "one empty", "too many"],
+)
+async def test_what_are_no_chunks_is_refused_whole(parts: list[bytes]) -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+
+        async def each() -> AsyncGenerator[bytes, None]:
+            for part in parts:
+                yield part
+
+        with pytest.raises(RefusedError):
+            await alice.push(bob.identifier, STORE, lane=Lane.BULK, parts=each())
+        assert (await bob.storage.usage()).chunks == 0
+
+
+@pytest.mark.parametrize("size", [0, 31, 33, 32 * (BATCH_CHUNKS + 1)])
+async def test_a_request_that_lists_no_references_is_refused(size: int) -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        with pytest.raises(RefusedError):
+            await alice.pull(bob.identifier, FETCH, bytes(size))
+
+
+async def test_batches_are_bounded_here_too() -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        with pytest.raises(MalformedError):
+            await alice.chunks.store(bob.identifier, chunks(BATCH_CHUNKS + 1))
+        with pytest.raises(MalformedError):
+            await alice.chunks.fetch(bob.identifier, references(chunks(BATCH_CHUNKS + 1)))
+
+
+async def test_a_node_that_is_not_known_cannot_be_asked() -> None:
+    async with nodes("alice") as (alice,):
+        stranger = World(99).secret("stranger").identifier
+        with pytest.raises(NotFoundError):
+            await alice.chunks.fetch(stranger, references(chunks(1)))
