@@ -12,7 +12,7 @@ Source: docs/spec/chat.md, sections "Acceptance" and "Exchange".
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -228,6 +228,10 @@ class History:
     def _backwards(self, event_id: bytes) -> tuple[int, int, bytes]:
         clock, identifier = self.position(event_id)
         return -clock, -int.from_bytes(identifier, "big"), event_id
+
+    def known_at(self, event_id: bytes) -> Collection[bytes]:
+        """The participants whom the author of an accepted event knew when it signed."""
+        return self._links[event_id].roster.joined
 
     def position(self, event_id: bytes) -> Position:
         """Where an accepted event stands in the order."""

@@ -36,7 +36,7 @@ from overlay.chat.views import (
 )
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError, OverlayError, RefusedError
-from overlay.identity import SigningSecret
+from overlay.identity import NodeIdentifier, SigningSecret
 from overlay.peer.node import Node
 from overlay.units.identifiers import UnitIdentifier
 from overlay.units.locators import UnitLocator
@@ -73,7 +73,7 @@ class Chat:
         self._store = ChatStore(database)
         self._sessions: dict[bytes, Session] = {}
         self._joining: set[bytes] = set()
-        self._sync = Sync(node, find=self._find, behind=self._fall_behind)
+        self._sync = Sync(node, find=self._find, behind=self._fall_behind, heard=self._hear)
         self._outbox = Outbox(self._sync.push)
         self._reconciler = Reconciler(node, self._sync, self._sessions.values)
         self._group: TaskGroup | None = None
@@ -293,6 +293,24 @@ class Chat:
 
     async def _fall_behind(self, session: Session, other: UnitLocator) -> None:
         self._reconciler.start(session, other)
+
+    async def _hear(self, session: Session, events: Sequence[Event], sender: NodeIdentifier) -> None:
+        """Bring together participants who do not know of each other, because they joined at the same time.
+
+        Whoever hears an event from its author's own node carries it to those whom the author did not know;
+        whoever hears of a new participant from another one meets it.
+        """
+        if session.public not in self._sessions:  # this node is joining itself, and meets everybody then
+            return
+        people = await session.people()
+        for event in events:
+            author = people.get(event.author)
+            if author is not None and author.node == sender:
+                for stranger in await session.strangers(event):
+                    if stranger.author != session.author:
+                        self._outbox.post(session, stranger, event.encoded)
+            elif author is not None and isinstance(event.content, Joined):
+                self._reconciler.start(session, author.locator)
 
     async def _resolve(self, text: str) -> Session:
         found = list(self._sessions.values())

@@ -137,6 +137,13 @@ class Session:
             found = (await self._ready()).people.values()
             return {each.author: each for each in sorted(found, key=lambda each: each.position)}
 
+    async def strangers(self, event: Event) -> list[Participant]:
+        """Those who take part, and whom the author of an event did not know when it signed."""
+        async with self._lock:
+            state = await self._ready()
+            known = state.history.known_at(event.id)
+            return [each for each in state.people.values() if each.author not in known and not each.left]
+
     async def size(self) -> int:
         """How many events there are."""
         async with self._lock:

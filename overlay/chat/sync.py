@@ -40,6 +40,9 @@ Finder = Callable[[bytes], Session]
 Behind = Callable[[Session, UnitLocator], Awaitable[None]]
 """Told that a node has events whose predecessors are not here."""
 
+Heard = Callable[[Session, Sequence[Event], NodeIdentifier], Awaitable[None]]
+"""Told of events that are new here, and which node brought them."""
+
 
 def session_place(node: Node, session: bytes) -> UnitLocator:
     """The locator by which others reach a session at this node; each call gives another that is as good."""
@@ -53,12 +56,14 @@ class Sync:
         node: carries them.
         find: finds the session that a request is about.
         behind: told who to ask when events came without their predecessors.
+        heard: told of what is new.
     """
 
-    def __init__(self, node: Node, *, find: Finder, behind: Behind) -> None:
+    def __init__(self, node: Node, *, find: Finder, behind: Behind, heard: Heard) -> None:
         self._node = node
         self._find = find
         self._behind = behind
+        self._heard = heard
         node.accept.register(EVENTS_KIND, self._receive_events)
         node.accept.register(SYNC_KIND, self._receive_sync)
 
@@ -130,6 +135,7 @@ class Sync:
             self._blame(sender)
             raise
         await self._learn_records(taken.events)
+        await self._heard(session, taken.events, sender)
         return taken
 
     async def _learn_records(self, events: Sequence[Event]) -> None:

@@ -108,6 +108,24 @@ async def test_three_who_talk_at_once_read_the_same_order() -> None:
         assert len(logs[0]) == 19
 
 
+async def test_those_who_join_at_the_same_time_hear_of_each_other_at_once() -> None:
+    async with several(make_world(), "alice", "bob", "carol", "dave") as chats:
+        info = await chats[0].create("Tea", "Alice")
+        invite = await chats[0].invite(info.session)
+
+        async def join_and_talk(chat: Chat, name: str) -> None:
+            await chat.join(invite, name)
+            await chat.send(info.session, f"{name} is here")
+
+        async with anyio.create_task_group() as group:
+            for chat, name in zip(chats[1:], ["Bob", "Carol", "Dave"], strict=True):
+                group.start_soon(join_and_talk, chat, name)
+        with anyio.fail_after(10):  # far less than the minute between two rounds
+            logs = [await wait_for(chat, info.session, 8) for chat in chats]
+        assert logs[0] == logs[1] == logs[2] == logs[3]
+        assert [len(await chat.people(info.session)) for chat in chats] == [4, 4, 4, 4]
+
+
 async def test_follow_gives_what_was_and_what_comes_and_ends_with_leaving() -> None:
     async with several(make_world(), "alice", "bob") as (alice, bob):
         info = await meet([alice, bob], ["Alice", "Bob"])

@@ -113,10 +113,11 @@ class Member:
         self.neighbour = Neighbour(network, name)
         self.author = SigningSecret(name.encode().ljust(32, b"\1"))
         self.behind: list[UnitLocator] = []
+        self.heard: list[tuple[bytes, NodeIdentifier]] = []
         self._store = ChatStore(database)
         self._row = SessionRow(KEY.public, SECRET, self.author.seed)
         self.session = Session(self._row, self._store)
-        self.sync = Sync(cast("Node", self.neighbour), find=self._find, behind=self._note)
+        self.sync = Sync(cast("Node", self.neighbour), find=self._find, behind=self._note, heard=self._hear)
 
     @classmethod
     async def make(cls, network: Network, name: str, root: Event = ROOT) -> Member:
@@ -132,6 +133,9 @@ class Member:
         node, place = self.locator.node.value, self.locator.place
         proof = self.session.keys.prove(self.author.public)
         return await self.say(Joined(name=self.name, proof=proof, node=node, place=place, record=b"record"))
+
+    async def _hear(self, _session: Session, events: Sequence[Event], sender: NodeIdentifier) -> None:
+        self.heard += [(event.id, sender) for event in events]
 
     async def say(self, content: Content) -> Event:
         return await self.session.say(content, self.neighbour.clock())
@@ -169,6 +173,8 @@ async def test_one_exchange_brings_both_what_they_lack() -> None:
     assert await ids(alice) == await ids(bob)
     assert sorted(await alice.texts()) == ["from alice", "from bob"]
     assert alice.neighbour.learned == bob.neighbour.learned == [b"record"]
+    assert {sender for _, sender in bob.heard} == {alice.neighbour.identifier}
+    assert len(alice.heard) == len(bob.heard) == 2
 
 
 async def test_a_long_history_comes_in_pages_and_goes_in_pages() -> None:
