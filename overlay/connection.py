@@ -34,6 +34,7 @@ class Properties:
         reorders: messages may arrive in another order than they were sent in.
         pads: lengths on the network are multiples of a fixed cell.
         synchronous: a byte stream both ways; otherwise one-way messages whose answer comes another way.
+        half_closes: the way back stays open after `send_eof`; otherwise `send_eof` ends both directions.
         round_trip: seconds that a small request and its answer usually take.
         dial_timeout: seconds after which a dial counts as failed.
     """
@@ -45,6 +46,7 @@ class Properties:
     reorders: bool
     pads: bool
     synchronous: bool
+    half_closes: bool
     round_trip: float
     dial_timeout: float
 
@@ -61,7 +63,8 @@ class TransportStatus:
 class Connection(ByteStream):
     """A byte stream between two nodes. Contract and errors are those of `anyio.abc.ByteStream`.
 
-    Half-close: after `send_eof` the other side reads to `anyio.EndOfStream` and can still send.
+    Half-close: after `send_eof` the other side reads to `anyio.EndOfStream`, and can still send where the
+    properties say so.
     After a cancelled `send` some, all or none of the bytes may have been sent, so the connection is of no
     more use; a cancelled `receive` loses nothing.
     """

@@ -210,7 +210,7 @@ async def check_half_close(pair: TransportPair) -> None:
                 pass
             else:
                 _fail("nothing can be sent after send_eof")
-            if pair.half_closes:
+            if pair.receiver.properties.half_closes:
                 await second.send(pattern(7, 5000))
                 await second.send_eof()
                 await _assert_ends(pair, first, pattern(7, 5000), "the second send_eof")

@@ -31,8 +31,6 @@ class TransportPair:
         foreign: a locator of a kind that the transport does not carry.
         impostor: for a transport that authenticates the receiver: a locator that leads to where `receiver`
             listens, but names another key. Where the key is the address, that is `nobody`.
-        half_closes: whether the way back stays open after `send_eof`. Tor cannot do that: its streams end
-            both ways at once.
 
     Attributes:
         patience: seconds that any single step may take: a dial, and a hundred round trips.
@@ -47,14 +45,12 @@ class TransportPair:
         nobody: NodeLocator,
         foreign: NodeLocator = NodeLocator("garlic32", bytes(32)),  # noqa: B008 - frozen
         impostor: NodeLocator | None = None,
-        half_closes: bool = True,
     ) -> None:
         self.caller = caller
         self.receiver = receiver
         self.nobody = nobody
         self.foreign = foreign
         self.impostor = impostor
-        self.half_closes = half_closes
         self.patience = caller.properties.dial_timeout + 100 * caller.properties.round_trip
         self.moment = 4 * caller.properties.round_trip
         self._listener: Listener | None = None

@@ -33,7 +33,7 @@ class Home:
         Raises:
             AssertionError: another exit code than `code`, or a traceback.
         """
-        done = self._finish("--json", *words, stdin=stdin, code=code)
+        done = self.finish("--json", *words, stdin=stdin, code=code)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def one(self, *words: str, stdin: str | None = None) -> dict[str, Any]:
@@ -47,13 +47,20 @@ class Home:
         Raises:
             AssertionError: another exit code, or anything but one line on stderr.
         """
-        done = self._finish(*words, stdin="", code=code)
+        done = self.finish(*words, stdin="", code=code)
         lines = done.stderr.splitlines()
         if done.stdout or len(lines) != 1:
             raise AssertionError(f"not one sentence on stderr alone: {done}")
         return lines[0]
 
-    def _finish(self, *words: str, stdin: str | None, code: int) -> subprocess.CompletedProcess[str]:
+    def finish(
+        self, *words: str, stdin: str | None = None, code: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command to its end, whatever that is, or with `code` for its exit code.
+
+        Raises:
+            AssertionError: another exit code, or a traceback.
+        """
         done = subprocess.run(  # noqa: S603 - no shell, and a test chooses the words
             [*COMMAND, "--home", str(self.path), *words],
             input=stdin,
@@ -63,7 +70,7 @@ class Home:
             check=False,
             env=os.environ | self.environment,
         )
-        if done.returncode != code or "Traceback" in done.stderr:
+        if code not in {None, done.returncode} or "Traceback" in done.stderr:
             raise AssertionError(f"{done}\nits node:\n{self.log()}")
         return done
 

@@ -98,6 +98,7 @@ def connection(pipe: Pipe, *, number: int = 1, authenticates: bool = True) -> Co
         reorders=False,
         pads=False,
         synchronous=True,
+        half_closes=True,
         round_trip=0.0,
         dial_timeout=1.0,
     )

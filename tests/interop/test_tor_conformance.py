@@ -23,7 +23,7 @@ async def pair(
     async with (
         tor_transport("caller") as caller,
         tor_transport("receiver") as receiver,
-        TransportPair(caller, receiver, nobody=nobody, impostor=nobody, half_closes=False) as pair,
+        TransportPair(caller, receiver, nobody=nobody, impostor=nobody) as pair,
     ):
         yield pair
 

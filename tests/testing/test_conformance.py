@@ -463,10 +463,11 @@ async def test_transport_that_cannot_half_close_passes_where_it_says_so() -> Non
         connection = ClosesOnEof
 
     network = MemoryNetwork()
+    honest = replace(MEMORY_PROPERTIES, half_closes=False)
     async with (
-        Transport(network) as caller,
-        Transport(network) as receiver,
-        TransportPair(caller, receiver, nobody=memory_locator(99), half_closes=False) as pair,
+        Transport(network, properties=honest) as caller,
+        Transport(network, properties=honest) as receiver,
+        TransportPair(caller, receiver, nobody=memory_locator(99)) as pair,
     ):
         await conformance.check_half_close(pair)
 

@@ -20,6 +20,7 @@ MEMORY_PROPERTIES = Properties(
     reorders=False,
     pads=False,
     synchronous=True,
+    half_closes=True,
     round_trip=0.001,
     dial_timeout=10.0,
 )

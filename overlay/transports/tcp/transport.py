@@ -25,6 +25,7 @@ TCP_PROPERTIES = Properties(
     reorders=False,
     pads=False,
     synchronous=True,
+    half_closes=True,
     round_trip=0.05,
     dial_timeout=10.0,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +11,8 @@ from overlay.errors import MalformedError
 ONION_PORT = 9351
 """The port that an onion service offers; its address is its own, so no other program's port is in the way."""
 
-PASSWORD_VARIABLE = "TOR_CONTROL_PASSWORD"  # noqa: S105 - the name of a variable, not a password
-"""Where the password of an attached tor comes from by default: arguments are visible to every user."""
-
 ControlAddress = Path | tuple[str, int]
 """Where a control port listens: a Unix socket, or an address and a TCP port."""
-
-
-def password_from_environment() -> str | None:
-    """The control password that the user put into the environment, if any."""
-    return os.environ.get(PASSWORD_VARIABLE) or None
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,7 @@ class AttachedTor:
     """
 
     control: str
-    password: Callable[[], str | None] | None = field(default=password_from_environment, repr=False)
+    password: Callable[[], str | None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what is no address.

@@ -38,6 +38,7 @@ TOR_PROPERTIES = Properties(
     reorders=False,
     pads=True,  # relay cells of 512 bytes
     synchronous=True,
+    half_closes=False,
     round_trip=1.0,
     dial_timeout=TorTimeouts().dial,
 )

@@ -30,11 +30,8 @@ def test_what_is_no_control_address(text: str) -> None:
         AttachedTor(text)
 
 
-def test_password_comes_from_the_environment_and_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOR_CONTROL_PASSWORD", "hunter2")
-    attached = AttachedTor("127.0.0.1:9051")
+def test_the_password_is_asked_for_and_not_shown() -> None:
+    attached = AttachedTor("127.0.0.1:9051", password=lambda: "hunter2")
     assert attached.password is not None
     assert attached.password() == "hunter2"
-    monkeypatch.setenv("TOR_CONTROL_PASSWORD", "")
-    assert attached.password() is None
     assert "password" not in repr(attached)
