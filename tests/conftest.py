@@ -8,6 +8,8 @@ import pytest
 from hypothesis import settings
 from trio.testing import MockClock
 
+pytest_plugins = ["overlay.testing.fixtures"]
+
 # A busy machine must not fail a property: pytest's own timeout catches what hangs.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from anyio.from_thread import start_blocking_portal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from overlay.locators import NodeLocator
@@ -43,21 +41,6 @@ def nobody() -> NodeLocator:
 
 
 @pytest.fixture(scope="session")
-def tor_network() -> Iterator[PrivateTorNetwork]:
-    """A private Tor network in a thread of its own: it belongs to no test's event loop."""
-    missing = [program for program in ("tor", "tor-gencert") if not _find(program)]
-    if missing and os.environ.get("CI") == "true":
-        pytest.fail(f"{' and '.join(missing)} must be installed for the interop tests")
-    if missing:
-        pytest.skip(f"{' and '.join(missing)} not installed")
-    with (
-        start_blocking_portal("asyncio") as portal,
-        portal.wrap_async_context_manager(PrivateTorNetwork()) as network,
-    ):
-        yield network
-
-
-@pytest.fixture(scope="session")
 def tor_transport(
     tor_network: PrivateTorNetwork, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], TorTransport]:
@@ -89,7 +72,3 @@ def processes_of() -> Callable[[Path], list[int]]:
         return found
 
     return find
-
-
-def _find(program: str) -> str | None:
-    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
