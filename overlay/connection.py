@@ -256,7 +256,14 @@ class ConnectionLayer:
 
     def can_dial(self, locator: NodeLocator) -> bool:
         """Tell whether one of the transports carries `locator` and policy lets it be dialled."""
-        return any(self._allowed(transport) for transport in self.transports if transport.carries(locator))
+        return self.dials(locator) is not None
+
+    def dials(self, locator: NodeLocator) -> Properties | None:
+        """What dialling `locator` would give; None where nothing carries it, or policy forbids it."""
+        for transport in self.transports:
+            if transport.carries(locator) and self._allowed(transport):
+                return transport.properties
+        return None
 
     def may_publish(self, transport: Transport) -> bool:
         """Tell whether the locators of `transport` go into this node's record."""
