@@ -297,19 +297,20 @@ class Chat:
     async def _hear(self, session: Session, events: Sequence[Event], sender: NodeIdentifier) -> None:
         """Bring together participants who do not know of each other, because they joined at the same time.
 
-        Whoever hears an event from its author's own node carries it to those whom the author did not know;
-        whoever hears of a new participant from another one meets it.
+        Whoever hears of a new participant from its own node carries that to those whom it did not know;
+        whoever hears of one from another node meets it, and so gets what it has said by then.
         """
         if session.public not in self._sessions:  # this node is joining itself, and meets everybody then
             return
         people = await session.people()
-        for event in events:
+        # Nothing but joining is carried on: who pretends to know nobody could have all send its texts to all.
+        for event in (each for each in events if isinstance(each.content, Joined)):
             author = people.get(event.author)
             if author is not None and author.node == sender:
                 for stranger in await session.strangers(event):
                     if stranger.author != session.author:
                         self._outbox.post(session, stranger, event.encoded)
-            elif author is not None and isinstance(event.content, Joined):
+            elif author is not None:
                 self._reconciler.start(session, author.locator)
 
     async def _resolve(self, text: str) -> Session:

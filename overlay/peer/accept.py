@@ -105,6 +105,7 @@ class Accept:
         self._receivers: dict[str, _Registration] = {}
         self._reply_later = reply_later
         self._late: Counter[NodeIdentifier] = Counter()
+        self._streams = Places(MAX_STREAMS)
 
     def register(self, kind: str, receiver: Receiver, *, anonymous: bool = False) -> None:
         """Give all requests of `kind` to `receiver`; a kind has one receiver.

@@ -8,7 +8,6 @@ nothing that does.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,9 +17,9 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from overlay.channel.driver import Channel, initiate, respond
-from overlay.channel.machine import ChannelLimits
-from overlay.connection import Connection, ConnectionLayer, Listener
+from overlay.channel.driver import Channel, Exchange, initiate, respond
+from overlay.channel.machine import MAX_REMOTE_EXCHANGES, ChannelLimits
+from overlay.connection import Connection, ConnectionLayer, Listener, Properties
 from overlay.errors import (
     ClosedError,
     OverlayError,
@@ -45,6 +44,12 @@ DIAL_ATTEMPTS = 3
 DIAL_DEADLINE = 120.0
 """Seconds for all attempts to reach one node; a first dial over Tor may take 60."""
 
+DIAL_ROUND_TRIPS = 15
+LEAST_PATIENCE = 5.0
+"""The first attempt is given so many of the transport's usual round trips, and so many seconds at least; each
+further one twice as much, up to what the transport calls a failed dial. A dial that begins while a service is
+away hangs to its end, so the first limit decides how long an outage seems to last."""
+
 DIAL_PAUSE = 1.0
 """Seconds before the second attempt, doubled for each further one, plus up to as much again at random."""
 
@@ -60,6 +65,10 @@ process usually has."""
 
 MAX_OF_NODE = 4
 """Channels that a node has without being taken for one that crowds others out: a lane each, and a spare."""
+
+MAX_SERVED = 4 * MAX_REMOTE_EXCHANGES
+"""Requests of one channel that are worked on at once. Who resets an exchange may open the next one before
+the work is given up; one that does nothing else is cut off, or the work would pile up without end."""
 
 LISTEN_PAUSE = 5.0
 """Seconds before a listener that had no descriptor left is tried again."""
@@ -134,7 +143,6 @@ class ChannelPool:
         self._entropy = entropy
         self._clock = clock
         self._limits = limits
-        self._isolation_key = entropy(32)
         self._channels: dict[tuple[NodeIdentifier, Lane], Channel] = {}
         self._dials: dict[tuple[NodeIdentifier, Lane], _Dial] = {}
         self._handshakes: dict[int, anyio.CancelScope] = {}
@@ -230,12 +238,16 @@ class ChannelPool:
             "that node has no address that this node may dial; start this node with a transport they share"
         )
         for locator in record.locators:
-            if not self._layer.can_dial(locator):
+            properties = self._layer.dials(locator)
+            if properties is None:
                 continue
             try:
-                token = self._isolation(record.identifier, lane, attempt)
-                connection = await self._layer.connect(locator, isolation=token)
-                return await self._initiate(connection, record, lane)
+                with anyio.fail_after(_patience(properties, attempt)):
+                    # Circuits of its own for each attempt: none is tried twice, and none links two nodes.
+                    connection = await self._layer.connect(locator, isolation=self._entropy(16))
+                    return await self._initiate(connection, record, lane)
+            except TimeoutError:
+                failure = UnreachableError("the other node did not answer in time; it may be offline")
             except (UnreachableError, VerificationError, ProtocolViolationError) as error:
                 failure = error
         raise failure
@@ -250,12 +262,6 @@ class ChannelPool:
             entropy=self._entropy,
             limits=self._limits,
         )
-
-    def _isolation(self, node: NodeIdentifier, lane: Lane, attempt: int) -> bytes:
-        # Anonymous requests to different nodes, and each new channel, must not be linkable by circuit.
-        fresh = self._entropy(16) if lane is Lane.ANONYMOUS else bytes([attempt])
-        label = lane.value.encode("ascii") + b"\0" + node.value + fresh
-        return hashlib.blake2b(label, digest_size=16, key=self._isolation_key).digest()
 
     # --- taking
 
@@ -359,6 +365,7 @@ class ChannelPool:
         self, channel: Channel, node: NodeIdentifier | None, lane: Lane, group: TaskGroup
     ) -> None:
         sender = None if channel.peer is None else node
+        places = anyio.Semaphore(MAX_SERVED)
         while True:
             try:
                 exchange = await channel.accept()
@@ -373,7 +380,21 @@ class ChannelPool:
                 self._reputation.note(node, "violation", self._clock())
                 await channel.aclose()
                 return
-            group.start_soon(self._accept.handle, exchange, sender)
+            try:
+                places.acquire_nowait()
+            except anyio.WouldBlock:
+                logger.debug("a caller gave up requests faster than they could be dropped")
+                await channel.aclose()
+                return
+            group.start_soon(self._serve_exchange, exchange, sender, places)
+
+    async def _serve_exchange(
+        self, exchange: Exchange, sender: NodeIdentifier | None, places: anyio.Semaphore
+    ) -> None:
+        try:
+            await self._accept.handle(exchange, sender)
+        finally:
+            places.release()
 
     async def _meet(self, channel: Channel, node: NodeIdentifier) -> bool:
         """Learn the peer's own record from its handshake and tell who waits for it; False if it lied."""
@@ -395,3 +416,9 @@ class ChannelPool:
             logger.debug("a peer showed a record that does not hold: %s", error.code)
             return False
         return record.identifier in {node, self._secret.identifier}
+
+
+def _patience(properties: Properties, attempt: int) -> float:
+    """Seconds that one attempt to open a channel may take."""
+    first = max(LEAST_PATIENCE, DIAL_ROUND_TRIPS * properties.round_trip)
+    return min(properties.dial_timeout, first * (1 << attempt))

@@ -120,7 +120,9 @@ class Chunks:
             async with aclosing(delivery.parts()) as parts:
                 async for part in parts:
                     if len(chunks) == BATCH_CHUNKS or not valid_chunk_size(len(part)):
-                        raise MalformedError(f"at most {BATCH_CHUNKS} chunks of a valid size are stored at once")
+                        raise MalformedError(
+                            f"at most {BATCH_CHUNKS} chunks of a valid size are stored at once"
+                        )
                     chunks.append(part)
                     moved()
             await self._storage.put(chunks, now=self._clock())

@@ -56,6 +56,8 @@ class LocatorManager:
     Attributes:
         resolvers: models to ask about nodes that are not known here.
         observers: each is told of every record that is new or newer.
+        pinned: nodes whose records are never forgotten for want of room: without its directory's a node is
+            lost, and whoever makes up enough nodes could push it out.
     """
 
     def __init__(self, secret: NodeSecret, database: Database, clock: Callable[[], float]) -> None:
@@ -67,6 +69,7 @@ class LocatorManager:
         self._own_record: LocatorRecord | None = None
         self.resolvers: list[Resolver] = []
         self.observers: list[Callable[[LocatorRecord], None]] = []
+        self.pinned: set[NodeIdentifier] = set()
 
     async def load(self) -> None:
         """Read what was kept; records too old to be tried are forgotten."""
@@ -188,7 +191,8 @@ class LocatorManager:
         surplus = len(self._records) - MAX_RECORDS
         if surplus <= 0:
             return []
-        oldest = sorted(self._records.values(), key=lambda record: record.expires)[:surplus]
+        others = (record for record in self._records.values() if record.identifier not in self.pinned)
+        oldest = sorted(others, key=lambda record: record.expires)[:surplus]
         for record in oldest:
             del self._records[record.identifier]
         return [(record.identifier.value,) for record in oldest]

@@ -248,6 +248,7 @@ class Node:
         await self.locators.load()
         await self.reputation.load()
         if self._options.join is not None:
+            self.locators.pinned.add(self._options.join.identifier)
             await self.locators.keep(self._options.join)
 
     async def _upkeep(self) -> None:

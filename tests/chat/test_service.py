@@ -6,15 +6,16 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 import anyio
 import pytest
 
-from overlay.chat.events import Created, Event, Left
+from overlay.chat.events import Created, Event, Left, Text
 from overlay.chat.invite import Invite
 from overlay.chat.service import Chat
 from overlay.chat.store import CHAT_SCHEMA, ChatStore, SessionRow
 from overlay.chat.views import Entry, SessionInfo
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError, RefusedError, UnreachableError
-from overlay.identity import SigningSecret
+from overlay.identity import NodeIdentifier, SigningSecret
 from overlay.peer.node import Node, NodeOptions
+from overlay.peer.push import Push
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
 
@@ -241,6 +242,41 @@ async def test_whoever_was_away_gets_what_it_missed_from_the_others() -> None:
         async with running(world, "carol", database) as (_, carol):
             log = await wait_for(carol, info.session, 34)
             assert log == await bob.read(info.session, 100)
+
+
+@virtual_time
+async def test_who_pretends_to_know_nobody_does_not_have_its_texts_carried_by_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"number {number}" for number in range(6)]
+    async with several(make_world(), *names) as chats:
+        info = await meet(chats, names)
+        await anyio.sleep(300)  # until all is quiet
+        carried: list[str] = []
+        push = Push.__call__
+
+        async def count(self: Push, node: NodeIdentifier, kind: str, body: bytes = b"") -> bytes:
+            carried.append(kind)
+            return await push(self, node, kind, body)
+
+        monkeypatch.setattr(Push, "__call__", count)
+        mallory = chats[0]
+        session = mallory._sessions[next(iter(mallory._sessions))]
+        joined = (await session.people())[session.author].position
+        event = Event.sign(
+            session._author,
+            session=session.public,
+            clock=joined[0] + 1,
+            parents=[joined[1]],
+            at=0,
+            content=Text(text="x" * 30_000),
+        )
+        async with anyio.create_task_group() as group:
+            for other in await mallory._others(session):
+                group.start_soon(mallory._sync.push, session, other.locator, [event.encoded])
+        for chat in chats[1:]:
+            await wait_for(chat, info.session, 2 + len(chats))
+        assert carried.count("chat.events") == len(chats) - 1
 
 
 @asynccontextmanager

@@ -12,6 +12,8 @@ import pytest
 
 from overlay.testing.programs import COMMAND, PATIENCE, Home, MakeHome, read_until
 
+pytestmark = pytest.mark.timeout(180)
+
 
 @pytest.fixture
 def directory(make_home: MakeHome) -> Home:

@@ -12,17 +12,17 @@ from typing import Any
 import anyio
 import pytest
 
-from overlay.channel.driver import Channel, initiate
+from overlay.channel.driver import Channel, Exchange, initiate
 from overlay.connection import Connection
 from overlay.identity import NodeSecret
 from overlay.locators import LocatorRecord
-from overlay.peer.chunks import BATCH_CHUNKS, FETCH, STORE
-from overlay.peer.messages import Request
+from overlay.peer.chunks import BATCH_CHUNKS, FETCH, MAX_STORES, STORE
+from overlay.peer.messages import MAX_PART_BYTES, Answer, Request
 from overlay.peer.ticket import check_ticket
 from overlay.testing.programs import Home, MakeHome
 from overlay.transports.tcp.transport import TcpTransport
 from overlay.units.eris import chunk_reference
-from overlay.wire.codec import encode
+from overlay.wire.codec import decode, encode
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -158,7 +158,7 @@ async def store(attacker: Flood, chunks: list[bytes]) -> None:
             for chunk in chunks:
                 await exchange.send(chunk)
             await exchange.finish()
-            await exchange.receive()
+            assert decode(Answer, await exchange.receive(), limit=MAX_PART_BYTES).code == ""
         group.cancel_scope.cancel()
 
 
@@ -187,24 +187,28 @@ async def parts_of(receive: Callable[[], Awaitable[bytes]]) -> AsyncGenerator[by
 
 async def test_transfers_that_are_never_finished(hub: Home) -> None:
     """Many begin to store as much as one request may bring, and leave out the end."""
+    chunks = [os.urandom(32_768) for _ in range(BATCH_CHUNKS)]
 
     async def attack(attacker: Flood) -> None:
+        given_up = anyio.Semaphore(0)
         async with anyio.create_task_group() as group:
             for _ in range(6):
                 channel, _ = await attacker.channel()
                 group.start_soon(channel.run)
                 for _ in range(30):
-                    exchange = await channel.open()
-                    group.start_soon(send_parts, exchange.send)
-            # Until most would be through if the node took all: what is held back is held back by credit.
-            with anyio.move_on_after(6):
-                await anyio.sleep_forever()
+                    group.start_soon(leave_unfinished, await channel.open(), chunks, given_up)
+            with anyio.fail_after(PATIENCE):
+                for _ in range(6 * 30 - MAX_STORES):
+                    await given_up.acquire()
+                await store(attacker, chunks)
             group.cancel_scope.cancel()
 
     assert await flood(hub, attack) < 2 * ROOM
 
 
-async def send_parts(send: Callable[[bytes], Awaitable[None]]) -> None:
-    await send(encode(Request(kind=STORE)))
-    for _ in range(BATCH_CHUNKS):
-        await send(os.urandom(32_768))
+async def leave_unfinished(exchange: Exchange, chunks: list[bytes], given_up: anyio.Semaphore) -> None:
+    await exchange.send(encode(Request(kind=STORE)))
+    for chunk in chunks[1:]:
+        await exchange.send(chunk)
+    assert decode(Answer, await exchange.receive(), limit=MAX_PART_BYTES).code == "refused"
+    given_up.release()

@@ -1,15 +1,15 @@
-"""What somebody who knows the protocol well tries: to stop a node, to find out who it is, to crowd others out."""
+"""What somebody who knows the protocol well tries: to stop a node, to know it, to crowd others out."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-from overlay.channel.driver import Channel, initiate
+from overlay.channel.driver import Channel, initiate, respond
 from overlay.connection import Connection
 from overlay.errors import (
     ClosedError,
@@ -128,7 +128,6 @@ async def test_a_violation_while_parts_are_sent_is_one_error() -> None:
             await anyio.sleep_forever()
 
         bob_ends: dict[object, Connection] = {}
-        respond = channels.respond
 
         async def keep(connection: Connection, **options: object) -> Channel:
             bob_ends[connection.locator] = connection
@@ -187,7 +186,7 @@ async def test_dialled_channels_are_bounded_and_the_oldest_makes_room(
 
 async def test_a_listener_without_descriptors_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "LISTEN_PAUSE", 0.01)
-    async with bob_and_alice() as (world, bob, alice), world.network.transport() as transport:
+    async with bob_and_alice() as (world, bob, _), world.network.transport(number=99) as transport:
         listener = await transport.listen()
         take = listener.accept
         failures = iter([TransportUnavailableError("too many open files")])
@@ -212,7 +211,7 @@ async def test_who_reads_nothing_holds_an_answer_for_a_while_only() -> None:
         ended = anyio.Event()
 
         async def without_end(_: Delivery) -> Reply:
-            async def parts():  # type: ignore[no-untyped-def]
+            async def parts() -> AsyncGenerator[bytes, None]:
                 try:
                     while True:
                         yield bytes(65_536)
@@ -251,3 +250,30 @@ async def test_late_answers_of_one_node_are_bounded(monkeypatch: pytest.MonkeyPa
         alice.accept.register("done", echo)
         bob.accept.register("done", echo)
         assert await alice.pull.later(bob.identifier, "done", b"x", timeout=5) == b"x"
+
+
+async def test_who_resets_request_after_request_is_cut_off() -> None:
+    async with bob_and_alice() as (world, bob, alice), stranger(world, bob) as (_, channel):
+        running = most = 0
+
+        async def work(_: Delivery) -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            try:
+                await anyio.sleep(1)
+            finally:
+                running -= 1
+
+        bob.accept.register("work", work, anonymous=True)
+
+        async def ask_and_reset() -> None:
+            while True:
+                async with await channel.open() as exchange:
+                    await exchange.send(encode(Request(kind="work")))
+                    await exchange.finish()
+
+        with anyio.fail_after(20), pytest.raises(ClosedError):
+            await ask_and_reset()
+        assert most <= channels.MAX_SERVED
+        assert await alice.pull(bob.identifier, "echo", b"here") == b"here"

@@ -228,6 +228,7 @@ async def test_nobody_at_the_address_is_unreachable_and_an_unknown_node_not_foun
             await alice.push(world.secret("carol").identifier, "note")
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)  # seconds of virtual time
 async def test_another_node_at_a_known_address_is_not_taken_for_it() -> None:
     world = World(3, latency=Latency(0.001))
     async with nodes("alice", world=world) as (alice,):

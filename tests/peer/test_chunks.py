@@ -84,11 +84,11 @@ async def test_the_holder_does_not_learn_who_fetches() -> None:
         seen: list[Delivery] = []
         receive = bob.accept._receivers.pop(FETCH).receiver
 
-        async def watch(delivery: Delivery) -> object:
+        async def watch(delivery: Delivery) -> Reply | bytes | None:
             seen.append(delivery)
             return await receive(delivery)
 
-        bob.accept.register(FETCH, watch, anonymous=True)  # type: ignore[arg-type] - passes on what it got
+        bob.accept.register(FETCH, watch, anonymous=True)
         await bob.storage.put(chunks(1), now=bob.clock())
         assert len(await alice.chunks.fetch(bob.identifier, references(chunks(1)))) == 1
         assert [delivery.sender for delivery in seen] == [None]

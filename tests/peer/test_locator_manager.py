@@ -134,6 +134,19 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [r.identifier for r in locators.current()] == [s.identifier for s in secrets[2:]]
 
 
+async def test_a_crowd_of_records_pushes_out_no_pinned_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locator_manager, "MAX_RECORDS", 3)
+    clock = Clock()
+    locators = await manager(clock)
+    directory, *crowd = [NodeSecret.generate(ENTROPY) for _ in range(6)]
+    locators.pinned.add(directory.identifier)
+    await locators.learn(record(1, clock.now, directory).encoded)
+    for age, secret in enumerate(crowd, start=1):
+        await locators.learn(record(1, clock.now + age, secret).encoded)
+    known = {each.identifier for each in locators.current()}
+    assert known == {directory.identifier, *(secret.identifier for secret in crowd[-2:])}
+
+
 async def test_observers_hear_of_news_only() -> None:
     clock = Clock()
     locators = await manager(clock)

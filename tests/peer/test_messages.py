@@ -14,7 +14,6 @@ from overlay.errors import (
     NotFoundError,
     OverlayError,
     RefusedError,
-    StorageError,
     UnreachableError,
     VerificationError,
 )
@@ -63,7 +62,6 @@ def test_requests_out_of_bounds_are_refused(bad: Request) -> None:
     [
         (NotFoundError("x"), NotFoundError),
         (UnreachableError("x"), UnreachableError),
-        (StorageError("x"), RefusedError),
         (MalformedError("x"), RefusedError),
         (VerificationError("x"), RefusedError),
     ],

@@ -90,15 +90,13 @@ async def test_after_a_success_it_rests_and_after_a_failure_begins_with_short_pa
         await anyio.sleep(2 * 3600)
         model.failure = None
         await anyio.sleep(2 * LAST_PAUSE)
-        assert register.status.state == "registered"
-        assert register.status.nodes == 3
+        assert (register.status.state, register.status.nodes) == ("registered", 3)
         count = len(model.asked)
         await anyio.sleep(REGISTRATION_INTERVAL - 3 * LAST_PAUSE)
         assert len(model.asked) == count
         model.failure = UnreachableError("gone")
         await anyio.sleep(3 * LAST_PAUSE)
-        assert register.status.state == "retrying"
-        assert register.status.nodes == 3
+        assert (register.status.state, register.status.nodes) == ("retrying", 3)
         assert model.pauses[count] <= 1.25 * FIRST_PAUSE
     assert told.count("registered") == 1
 
@@ -140,7 +138,9 @@ async def test_what_could_not_be_announced_comes_with_the_next_registration() ->
         model.failure = UnreachableError("gone")
         secret = SigningSecret(World(4).entropy(32))
         with pytest.raises(UnreachableError):
-            await register.announce(secret, UnitLocator(World(4).secret("alice").identifier, bytes(SEALED_PLACE_BYTES)))
+            await register.announce(
+                secret, UnitLocator(World(4).secret("alice").identifier, bytes(SEALED_PLACE_BYTES))
+            )
         model.failure = None
         register.soon()
         await anyio.sleep(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
@@ -11,8 +11,10 @@ import pytest
 from overlay.database import Database
 from overlay.errors import NotFoundError, RefusedError, UnreachableError
 from overlay.identity import SigningSecret
+from overlay.peer.accept import Delivery, Receiver, Reply
 from overlay.peer.announcement import Announcement
-from overlay.peer.models.directory.messages import NEW_NODE, REGISTER
+from overlay.peer.models.directory import client, server
+from overlay.peer.models.directory.messages import FIND_NODE, FIND_UNIT, LIST, NEW_NODE, REGISTER
 from overlay.peer.node import Node, NodeOptions, NodeStatus
 from overlay.testing.nodes import World
 from overlay.testing.simulation import Latency
@@ -167,3 +169,62 @@ async def test_announcing_while_the_directory_is_gone_fails_and_is_made_up_for()
         place.network.bring_up(place.number("directory"))
         await status_is(alice, "ready")
         assert len(await alice.find_unit(UnitIdentifier.of_key(secret.public))) == 1
+
+
+async def test_whoever_looks_somebody_up_is_not_shown_to_the_directory() -> None:
+    here = world()
+    async with directory(here) as hub, member(here, "alice", hub) as alice:
+        senders: list[object] = []
+        for kind in (FIND_NODE, FIND_UNIT):
+            receiver = hub.accept._receivers.pop(kind).receiver
+
+            async def spy(delivery: Delivery, receiver: Receiver = receiver) -> Reply | bytes | None:
+                senders.append(delivery.sender)
+                return await receiver(delivery)
+
+            hub.accept.register(kind, spy, anonymous=True)
+        with pytest.raises(NotFoundError):
+            await alice.push(here.secret("nobody").identifier, "note")
+        assert await alice.find_unit(UnitIdentifier.of_key(bytes(32))) == []
+        assert senders == [None, None]
+
+
+async def test_who_registers_over_and_over_has_one_place_among_the_news(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = world()
+    async with directory(here) as hub, member(here, "alice", hub) as alice, member(here, "bob", hub) as bob:
+        assert hub._directory is not None
+
+        async def nobody_listens(*_: object) -> None:
+            await anyio.sleep_forever()
+
+        monkeypatch.setattr(hub._directory, "_tell_all", nobody_listens)
+        for node in (bob, *[alice] * 20):
+            await node.push(hub.identifier, REGISTER, node.locators.renew().encoded)
+        told = [subject for _, subject in hub._directory._news.values()]
+        assert told.count(alice.identifier) <= 1
+        assert bob.identifier in told or len(told) == 1  # the first may be on its way already
+
+
+async def test_a_directory_whose_list_has_no_end_is_heard_for_a_while_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (client, server):
+        monkeypatch.setattr(module, "PAGE", 1)
+    monkeypatch.setattr(client, "MAX_RECORDS", 2)
+    here = world()
+    async with directory(here) as hub, AsyncExitStack() as stack:
+        asked: list[bytes] = []
+        receiver = hub.accept._receivers.pop(LIST).receiver
+
+        async def count(delivery: Delivery) -> Reply | bytes | None:
+            asked.append(delivery.body)
+            return await receiver(delivery)
+
+        hub.accept.register(LIST, count)
+        for name in ("a", "b", "c", "d", "e"):
+            await stack.enter_async_context(member(here, name, hub))
+        asked.clear()
+        await stack.enter_async_context(member(here, "f", hub))
+        assert len([body for body in asked if b"nodes" in body]) == 2

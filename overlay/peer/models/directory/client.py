@@ -11,7 +11,7 @@ from overlay.locators import LocatorRecord
 from overlay.peer.accept import Accept, Delivery
 from overlay.peer.announcement import Announcement
 from overlay.peer.channels import Lane
-from overlay.peer.locator_manager import LocatorManager
+from overlay.peer.locator_manager import MAX_RECORDS, LocatorManager
 from overlay.peer.messages import MAX_PART_BYTES
 from overlay.peer.models.base import Model, Registration
 from overlay.peer.models.directory.messages import (
@@ -112,9 +112,10 @@ class DirectoryClient(Model):
         return [] if known is None else [known]
 
     async def _take_nodes(self) -> None:
-        after, last = bytes(32), None
-        while after != last:  # a page that brings nothing new is the end, whatever the directory says
-            last = after
+        after, last, pages = bytes(32), None, 0
+        # A page that brings nothing new is the end, and so is more than is kept, whatever the directory says.
+        while after != last and pages * PAGE < MAX_RECORDS:
+            last, pages = after, pages + 1
             request = encode(ListRequest(what="nodes", after=after))
             page = decode(NodePage, await self._pull(self.directory, LIST, request), limit=MAX_PART_BYTES)
             for encoded in page.records:
@@ -127,9 +128,9 @@ class DirectoryClient(Model):
                 return
 
     async def _take_units(self) -> None:
-        after, last = bytes(32), None
-        while after != last and len(self.units) < MAX_UNITS:
-            last = after
+        after, last, pages = bytes(32), None, 0
+        while after != last and pages * PAGE < MAX_UNITS:
+            last, pages = after, pages + 1
             request = encode(ListRequest(what="units", after=after))
             page = decode(UnitPage, await self._pull(self.directory, LIST, request), limit=MAX_PART_BYTES)
             for encoded in page.announcements:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 
 import anyio
@@ -87,7 +87,7 @@ class Directory:
         self._locators = locators
         self._push = push
         self._clock = clock
-        self._news: deque[tuple[str, bytes, NodeIdentifier]] = deque(maxlen=MAX_NEWS)
+        self._news: OrderedDict[tuple[str, bytes], tuple[bytes, NodeIdentifier]] = OrderedDict()
         self._has_news = anyio.Event()
         accept.register(REGISTER, self._register)
         accept.register(ANNOUNCE, self._announce)
@@ -100,12 +100,13 @@ class Directory:
 
         The first news is that this directory is here: it may have come back at another address.
         """
-        self._add_news(NEW_NODE, self._locators.own.encoded, self._locators.own.identifier)
+        own = self._locators.own
+        self._add_news(NEW_NODE, own.identifier.value, own.encoded, own.identifier)
         while True:
             if not self._news:
                 self._has_news = anyio.Event()
                 await self._has_news.wait()
-            kind, body, subject = self._news.popleft()
+            (kind, _), (body, subject) = self._news.popitem(last=False)
             await self._tell_all(kind, body, subject)
 
     async def _tell_all(self, kind: str, body: bytes, subject: NodeIdentifier) -> None:
@@ -131,8 +132,14 @@ class Directory:
             except OverlayError as error:  # it registers again when it is back, and gets the list
                 logger.debug("a node could not be told the news: %s", error.code)
 
-    def _add_news(self, kind: str, body: bytes, subject: NodeIdentifier) -> None:
-        self._news.append((kind, body, subject))
+    def _add_news(self, kind: str, name: bytes, body: bytes, subject: NodeIdentifier) -> None:
+        """Have it told; a later word on the same node or unit takes the place of one that waits.
+
+        So a node that registers over and over has one place here, and pushes out nobody else's news.
+        """
+        self._news[kind, name] = (body, subject)
+        if len(self._news) > MAX_NEWS:
+            self._news.popitem(last=False)
         self._has_news.set()
 
     # --- receivers
@@ -160,7 +167,7 @@ class Directory:
 
         nodes, news = await self._database.write(write)
         if news:
-            self._add_news(NEW_NODE, record.encoded, record.identifier)
+            self._add_news(NEW_NODE, record.identifier.value, record.encoded, record.identifier)
         return encode(Confirmation(number=record.number, nodes=nodes))
 
     async def _announce(self, delivery: Delivery) -> None:
@@ -186,7 +193,7 @@ class Directory:
             return True
 
         if await self._database.write(write):
-            self._add_news(NEW_UNIT, announcement.encoded, node)
+            self._add_news(NEW_UNIT, announcement.unit.value, announcement.encoded, node)
 
     async def _list(self, delivery: Delivery) -> bytes:
         request = decode(ListRequest, delivery.body, limit=256)
