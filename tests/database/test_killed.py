@@ -20,7 +20,7 @@ BODY_BYTES = 32_768
 def acknowledged_until_killed(path: Path, first: int, *, acknowledgements: int, spins: int) -> int:
     """Kill the writer `spins` turns of a loop after its n-th acknowledgement; return the last number seen."""
     command = [sys.executable, str(WRITER), str(path), str(first)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:  # noqa: S603 - our own writer.py
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         seen = [int(writer.stdout.readline()) for _ in range(acknowledgements)]
         for _ in range(spins):  # shorter than any sleep, so that kills fall everywhere within a write
