@@ -14,6 +14,7 @@ from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfSt
 from anyio.lowlevel import checkpoint
 
 from overlay.channel.exchanges import MAX_MESSAGE_BYTES
+from overlay.channel.frames import CloseCode
 from overlay.channel.handshake import (
     MAX_HELLO_BYTES,
     Established,
@@ -35,7 +36,7 @@ from overlay.channel.machine import (
 )
 from overlay.channel.streams import Exchange, Shared, Signal, fresh
 from overlay.connection import Connection
-from overlay.errors import ClosedError, OverlayError, UnreachableError
+from overlay.errors import ClosedError, OverlayError, ProtocolViolationError, UnreachableError
 from overlay.identity import Entropy, NodePublic, NodeSecret
 
 __all__ = [
@@ -50,6 +51,10 @@ __all__ = [
 
 _READ_BYTES = 262_144
 """Asked of the connection at a time: four of the largest records, which is what event loops read at once."""
+
+MAX_UNACCEPTED = 128
+"""Exchanges that may wait to be accepted: four times as many as a peer may have alive. The machine forgets
+those that the peer ended again; here they wait with what they brought, so their number is bounded too."""
 
 _CONNECTION_ERRORS = (EndOfStream, BrokenResourceError, ClosedResourceError)
 
@@ -247,14 +252,15 @@ class Channel:
                 self._handle(self._machine.receive_eof())
             else:
                 self._handle(self._machine.receive_data(data, anyio.current_time()))
-            self._shared.outgoing.notify()
         scope.cancel()
 
     async def _write(self) -> None:
         """Write until there is nothing left to say; after a goodbye, `_read` waits for the peer's end."""
         while True:
             data = self._machine.data_to_send(anyio.current_time())
-            self._after_step()
+            if self._machine.made_room:
+                self._shared.progress.notify()
+                self._rearm_if_earlier()  # idle now, perhaps: nothing else here brings a timer forward
             if data:
                 try:
                     await self._connection.send(data)
@@ -271,28 +277,36 @@ class Channel:
             with CancelScope(deadline=self._armed):
                 await self._rearm.wait()
             self._handle(self._machine.handle_timer(anyio.current_time()))
-            self._shared.outgoing.notify()
 
     # What the machine says
 
     def _handle(self, events: Iterable[Event]) -> None:
         for event in events:
             match event:
+                case MessageReceived(number, message):  # first, since nearly all of them are
+                    self._shared.inboxes[number].put(message)
+                case ExchangeOpened() if len(self._arrived) >= MAX_UNACCEPTED:
+                    self._machine.close(CloseCode.VIOLATION)
+                    self._end(
+                        ProtocolViolationError("the peer opens exchanges faster than they are accepted")
+                    )
+                    return
                 case ExchangeOpened(number, bulk):
                     self._arrived[number] = Exchange(self._shared, number, bulk=bulk)
                     self._arrival.notify()
-                case MessageReceived(number, message):
-                    self._shared.inboxes[number].put(message)
                 case PeerFinished(number):
                     self._shared.inboxes[number].complete_now()
                     self._shared.settle(number)
                 case ExchangeReset(number):
                     self._drop(number)
                 case CreditAvailable():
-                    pass  # `_after_step` wakes whoever waits for it
+                    pass  # whoever waits for it is woken below
                 case ChannelClosed(error):
                     self._end(error)
-        self._after_step()
+        self._shared.progress.notify()
+        if self._machine.wants_to_send:  # messages alone, which are most of what comes, ask for no answer
+            self._shared.outgoing.notify()
+        self._rearm_if_earlier()
 
     def _drop(self, number: int) -> None:
         """Let go of an exchange that the peer reset; nobody needs to hear of one that said nothing whole."""
@@ -303,8 +317,7 @@ class Channel:
         if not inbox.complete:
             self._arrived.pop(number, None)
 
-    def _after_step(self) -> None:
-        self._shared.progress.notify()
+    def _rearm_if_earlier(self) -> None:
         if self._machine.next_timer() < self._armed:
             self._rearm.notify()
 

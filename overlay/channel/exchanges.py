@@ -49,7 +49,7 @@ class Outgoing:
 
     @property
     def sendable(self) -> bool:
-        """Whether the credit lets a frame be made now."""
+        """Whether a message waits here of which the credit lets a frame be made now."""
         if not self._messages:
             return False
         return self.credit > (0 if self._sent else MESSAGE_COST - (not self._messages[0]))
@@ -132,29 +132,24 @@ class Incoming:
             ProtocolViolationError: beyond the credit, a message that is too long, or an empty frame that
                 is no whole message.
         """
-        partial, size = self._partial, len(frame.body)
-        self._charge(size if partial is not None else size + MESSAGE_COST)
-        if partial is None:
-            if frame.type is FrameType.DATA:
-                return self._whole(frame.body)
-            partial = self._partial = bytearray()
-        partial += frame.body
-        if not size or len(partial) > MAX_MESSAGE_BYTES:
-            raise ProtocolViolationError("a message is longer than messages may be, or has an empty part")
-        if frame.type is FrameType.PART:
-            return None
-        self._partial = None
-        return bytes(partial)
-
-    def _whole(self, body: bytes | memoryview) -> bytes:
-        if len(body) > MAX_MESSAGE_BYTES:  # no record is so long today; the rule does not lean on that
-            raise ProtocolViolationError("a message is longer than messages may be")
-        return bytes(body)
-
-    def _charge(self, cost: int) -> None:
-        self._allowance -= cost
+        kind, _, body = frame
+        partial, size = self._partial, len(body)
+        self._allowance -= size if partial is not None else size + MESSAGE_COST
         if self._allowance < 0:
             raise ProtocolViolationError("the peer sent more than its credit allows")
+        whole = partial is None and kind is FrameType.DATA
+        length = size if partial is None else size + len(partial)
+        if length > MAX_MESSAGE_BYTES or not (size or whole):
+            raise ProtocolViolationError("a message is longer than messages may be, or has an empty part")
+        # Parts are copied, never kept as views: a view of one byte would keep the whole record it is in.
+        if kind is FrameType.DATA:
+            self._partial = None
+            return bytes(body) if partial is None else b"".join((partial, body))
+        if partial is None:
+            self._partial = bytearray(body)
+        else:
+            partial += body
+        return None
 
     def consumed(self, size: int, budget: int) -> int:
         """Note that the application took a message, so that its cost is given back as credit.
@@ -222,9 +217,10 @@ class ExchangeState:
     @property
     def pending(self) -> bool:
         """Whether `take_data` has a frame to give."""
-        if self.outgoing:
-            return self.outgoing.sendable
-        return self._reset_due is not None or (self.finishing and not self.sent_end)
+        if self.outgoing.sendable:
+            return True
+        ending = self._reset_due is not None or (self.finishing and not self.sent_end)
+        return ending and not self.outgoing
 
     def reset(self, code: ResetCode) -> None:
         """End both directions. What was queued before a finish is still sent."""
@@ -251,23 +247,25 @@ class ExchangeState:
 
     def take_data(self, room: int) -> Iterator[Frame]:
         """Give the frames of messages, and of the end after the last, that fit `room` bytes."""
-        while (frame := self.outgoing.take(self.number, room)) is not None:
-            room -= frame.size
+        outgoing = self.outgoing
+        while room >= HEADER_BYTES and (frame := outgoing.take(self.number, room)) is not None:
+            room -= HEADER_BYTES + len(frame.body)
             yield frame
-        for frame in self._endings():
-            room -= frame.size
-            if self.outgoing or room < 0:
-                return
-            self._note_sent(frame)
-            yield frame
+        if not outgoing:
+            yield from self._take_endings(room)
 
-    def _endings(self) -> Iterator[Frame]:
+    def _take_endings(self, room: int) -> Iterator[Frame]:
         if self.finishing and not self.sent_end:
-            yield finish_frame(self.number)
+            frame = finish_frame(self.number)
+            if frame.size > room:
+                return
+            room -= frame.size
+            self.sent_end = True
+            yield frame
         if self._reset_due is not None:
-            yield reset_frame(self.number, self._reset_due)
-
-    def _note_sent(self, end: Frame) -> None:
-        self.sent_end = True
-        if end.type is FrameType.RESET:
+            frame = reset_frame(self.number, self._reset_due)
+            if frame.size > room:
+                return
+            self.sent_end = True
             self._reset_due = None
+            yield frame

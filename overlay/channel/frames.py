@@ -7,7 +7,7 @@ where a type should be ends the frames of a record; the rest is zeros.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -64,6 +64,9 @@ _BODY_BYTES = {
     FrameType.CLOSE: _CODE.size,
 }
 _OF_CHANNEL = frozenset((FrameType.PING, FrameType.PONG, FrameType.CLOSE))
+_RULES = {kind.value: (kind, kind in _OF_CHANNEL, _BODY_BYTES.get(kind)) for kind in FrameType}
+"""By the number on the wire: the type, whether it is of the channel, the length of its body if that is fixed.
+Looked up once for each frame; the tables above, by type, would run the enum's Python code for each lookup."""
 
 
 class Frame(NamedTuple):
@@ -114,6 +117,14 @@ def close_frame(code: CloseCode) -> Frame:
     return Frame(FrameType.CLOSE, 0, _CODE.pack(code))
 
 
+def encode_frames(frames: Iterable[Frame]) -> bytes:
+    """Write frames as they are in a record, without its padding."""
+    parts: list[bytes | memoryview] = []
+    for kind, exchange, body in frames:
+        parts += (_HEADER.pack(kind, exchange, len(body)), body)
+    return b"".join(parts)
+
+
 def parse_frames(plaintext: bytes) -> Iterator[Frame]:
     """Read the frames of one record.
 
@@ -142,12 +153,12 @@ def parse_frames(plaintext: bytes) -> Iterator[Frame]:
 
 
 def _checked(kind: int, exchange: int, body: memoryview) -> Frame:
-    try:
-        frame = Frame(FrameType(kind), exchange, body)
-    except ValueError as error:
-        raise ProtocolViolationError(f"frames of type {kind} are not known here") from error
-    if (exchange == 0) is not (frame.type in _OF_CHANNEL):
+    rules = _RULES.get(kind)
+    if rules is None:
+        raise ProtocolViolationError(f"frames of type {kind} are not known here")
+    frame_type, of_channel, body_bytes = rules
+    if (exchange == 0) is not of_channel:
         raise ProtocolViolationError("a frame names an exchange where it must not, or none where it must")
-    if len(body) != _BODY_BYTES.get(frame.type, len(body)):
-        raise ProtocolViolationError(f"a {frame.type.name} frame has a body of {len(body)} bytes")
-    return frame
+    if body_bytes is not None and len(body) != body_bytes:
+        raise ProtocolViolationError(f"a {frame_type.name} frame has a body of {len(body)} bytes")
+    return Frame(frame_type, exchange, body)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from overlay.channel.exchanges import INITIAL_WINDOW, MAX_MESSAGE_BYTES, ExchangeState
 from overlay.channel.frames import (
     BULK_FLAG,
+    HEADER_BYTES,
     CloseCode,
     Frame,
     FrameType,
@@ -133,6 +133,7 @@ class ChannelMachine:
         self._exchanges: dict[int, ExchangeState] = {}
         self._turns: tuple[deque[ExchangeState], deque[ExchangeState]] = (deque(), deque())
         self._turns_without_bulk = 0
+        self._urgent: dict[int, ExchangeState] = {}  # those that may have an OPEN or a CREDIT to send
         self._next_local = 1 if initiator else 2
         self._next_remote = 2 if initiator else 1
         self._budget = limits.channel_window - 2 * MAX_REMOTE_EXCHANGES * INITIAL_WINDOW
@@ -142,6 +143,7 @@ class ChannelMachine:
         self._ping_due = False
         self._pong_due: bytes | None = None
         self._ending: CloseCode | None = None
+        self.made_room = False  # the last bytes to send left half a queue free, or ended an exchange
         self.closed = False  # nothing more is sent
         self.peer_gone = False  # nothing more comes
 
@@ -209,7 +211,10 @@ class ChannelMachine:
         if state is None:
             return False
         self._budget -= state.incoming.consumed(size, self._budget)
-        return state.incoming.grant_due
+        if not state.incoming.grant_due:
+            return False
+        self._urgent[exchange] = state
+        return True
 
     def close(self, code: CloseCode = CloseCode.GOODBYE) -> None:
         """End the channel: send what may be sent, then CLOSE; whatever still comes is dropped."""
@@ -226,6 +231,13 @@ class ChannelMachine:
 
     # The connection's side: sending
 
+    @property
+    def wants_to_send(self) -> bool:
+        """Whether `data_to_send` is worth a call: it has something to give, or the channel has ended."""
+        if self._urgent or self._pong_due is not None or self._ping_due or self._ending is not None:
+            return True
+        return any(state.pending for state in self._exchanges.values())
+
     def data_to_send(self, now: float) -> bytes:
         """Give the next bytes for the connection.
 
@@ -239,38 +251,46 @@ class ChannelMachine:
         """
         if self.closed:
             return b""
-        frames = [] if self._ending is CloseCode.VIOLATION else list(self._gather())
+        self.made_room = False
+        frames = [] if self._ending is CloseCode.VIOLATION else self._gather(now)
         if not frames and self._ending is not None:
             frames.append(close_frame(self._ending))
             self._forget(ClosedError("this side closed the channel"))
-        for exchange in [state for state in self._exchanges.values() if state.over]:
-            self._remove(exchange, now)
         return self._sealer.seal(frames)
 
-    def _gather(self) -> Iterator[Frame]:
-        room = BLOCK_ROOM
-        for frame in self._control():
+    def _gather(self, now: float) -> list[Frame]:
+        frames, room = self._control(), BLOCK_ROOM
+        for frame in frames:
             room -= frame.size
-            yield frame
         for exchange in self._in_turn():
             for frame in exchange.take_data(room):
-                room -= frame.size
-                yield frame
+                room -= HEADER_BYTES + len(frame.body)
+                frames.append(frame)
+            # Half of it, not any room: whoever waits then queues several messages for one wait.
+            if exchange.outgoing.queued <= self.limits.send_queue // 2:
+                self.made_room = True
+            if exchange.over:
+                self._remove(exchange, now)
+        return frames
 
-    def _control(self) -> Iterator[Frame]:
+    def _control(self) -> list[Frame]:
+        frames: list[Frame] = []
         if self._pong_due is not None:
-            yield Frame(FrameType.PONG, 0, self._pong_due)
+            frames.append(Frame(FrameType.PONG, 0, self._pong_due))
             self._pong_due = None
         if self._ping_due:
             self._ping_due = False
             self._pings_sent += 1
-            yield Frame(FrameType.PING, 0, self._pings_sent.to_bytes(8, "big"))
-        for exchange in self._exchanges.values():
-            yield from exchange.take_control()
+            frames.append(Frame(FrameType.PING, 0, self._pings_sent.to_bytes(8, "big")))
+        if self._urgent:
+            for exchange in self._urgent.values():
+                frames += exchange.take_control()
+            self._urgent.clear()
+        return frames
 
     def _in_turn(self) -> list[ExchangeState]:
         """Who has something to send, in the order of this turn: round robin in each class."""
-        interactive, bulk = ([state for state in turns if state.pending] for turns in self._turns)
+        interactive, bulk = [[state for state in turns if state.pending] for turns in self._turns]
         for turns in self._turns:
             turns.rotate(-1)
         self._turns_without_bulk = self._turns_without_bulk + 1 if interactive and bulk else 0
@@ -301,8 +321,8 @@ class ChannelMachine:
                 for frame in parse_frames(plaintext):
                     if frame.type is FrameType.CLOSE:
                         return events + self._receive_close(frame.number)
-                    if self._ending is None:
-                        events += self._receive_frame(frame, now)
+                    if self._ending is None and (event := self._receive_frame(frame, now)) is not None:
+                        events.append(event)
         except ProtocolViolationError as error:
             events += self._end(CloseCode.VIOLATION, error)
         return events
@@ -312,16 +332,17 @@ class ChannelMachine:
         self.peer_gone = True
         return self._forget(ClosedError("the connection to the peer was lost"))
 
-    def _receive_frame(self, frame: Frame, now: float) -> Iterator[Event]:
+    def _receive_frame(self, frame: Frame, now: float) -> Event | None:
+        if frame.exchange and frame.type is not FrameType.OPEN:  # nearly all of them
+            return self._receive_on_exchange(frame, now)
         match frame.type:
             case FrameType.PING:
                 self._pong_due = bytes(frame.body)
             case FrameType.PONG:
                 self._receive_pong(frame.number)
             case FrameType.OPEN:
-                yield self._receive_open(frame)
-            case _:
-                yield from self._receive_on_exchange(frame, now)
+                return self._receive_open(frame)
+        return None
 
     def _receive_pong(self, number: int) -> None:
         if not self._pings_answered < number <= self._pings_sent:
@@ -346,25 +367,26 @@ class ChannelMachine:
         self._add(frame.exchange, bulk=bulk, ours=False)
         return ExchangeOpened(frame.exchange, bulk)
 
-    def _receive_on_exchange(self, frame: Frame, now: float) -> Iterator[Event]:
+    def _receive_on_exchange(self, frame: Frame, now: float) -> Event | None:
         exchange = self._exchanges.get(frame.exchange)
         if exchange is None:
             self._check_late(frame)
-        elif frame.type is FrameType.RESET:
-            yield from self._receive_reset(exchange, frame.number, now)
-        elif exchange.received_reset:
+            return None
+        if frame.type is FrameType.RESET:
+            return self._receive_reset(exchange, frame.number, now)
+        if exchange.received_reset:
             raise ProtocolViolationError("the peer sent more on an exchange that it had reset")
-        elif frame.type is FrameType.CREDIT:
+        if frame.type is FrameType.CREDIT:
             exchange.outgoing.allow(frame.number)
-            yield CreditAvailable(frame.exchange)
-        elif exchange.received_finish:
+            return CreditAvailable(frame.exchange)
+        if exchange.received_finish:
             raise ProtocolViolationError("the peer sent more on an exchange that it had finished")
-        elif frame.type is FrameType.FINISH:
-            yield from self._receive_finish(exchange, now)
-        else:
-            message = exchange.incoming.take(frame)
-            if message is not None and not exchange.discarding:
-                yield MessageReceived(frame.exchange, message)
+        if frame.type is FrameType.FINISH:
+            return self._receive_finish(exchange, now)
+        message = exchange.incoming.take(frame)
+        if message is None or exchange.discarding:
+            return None
+        return MessageReceived(frame.exchange, message)
 
     def _check_late(self, frame: Frame) -> None:
         """Let pass what may have crossed the end of its exchange on the way.
@@ -377,21 +399,20 @@ class ChannelMachine:
         if not known or frame.type not in {FrameType.CREDIT, FrameType.RESET}:
             raise ProtocolViolationError("the peer sent on an exchange that is not open")
 
-    def _receive_finish(self, exchange: ExchangeState, now: float) -> Iterator[Event]:
+    def _receive_finish(self, exchange: ExchangeState, now: float) -> PeerFinished | None:
         if exchange.incoming.inside_message:
             raise ProtocolViolationError("the peer finished an exchange within a message")
         exchange.received_finish = True
-        if not exchange.discarding:
-            yield PeerFinished(exchange.number)
         if exchange.over:
             self._remove(exchange, now)
+        return None if exchange.discarding else PeerFinished(exchange.number)
 
-    def _receive_reset(self, exchange: ExchangeState, code: int, now: float) -> Iterator[Event]:
-        if not exchange.discarding and not exchange.received_reset:
-            yield ExchangeReset(exchange.number, code)
+    def _receive_reset(self, exchange: ExchangeState, code: int, now: float) -> ExchangeReset | None:
+        told = exchange.discarding or exchange.received_reset
         exchange.take_reset()
         if exchange.over:
             self._remove(exchange, now)
+        return None if told else ExchangeReset(exchange.number, code)
 
     # Time
 
@@ -430,11 +451,13 @@ class ChannelMachine:
 
     def _add(self, number: int, *, bulk: bool, ours: bool) -> None:
         exchange = ExchangeState(number, bulk=bulk, ours=ours, max_window=self.limits.max_window)
-        self._exchanges[number] = exchange
+        self._exchanges[number] = self._urgent[number] = exchange
         self._turns[bulk].append(exchange)
 
     def _remove(self, exchange: ExchangeState, now: float) -> None:
         del self._exchanges[exchange.number]
+        self._urgent.pop(exchange.number, None)
+        self.made_room = True
         self._turns[exchange.bulk].remove(exchange)
         self._budget += exchange.incoming.window - INITIAL_WINDOW
         self._idle_since = now
@@ -449,6 +472,7 @@ class ChannelMachine:
         """Keep nothing: no byte is sent any more."""
         self.closed = True
         self._exchanges.clear()
+        self._urgent.clear()
         for turns in self._turns:
             turns.clear()
         return self._end(self._ending or CloseCode.GOODBYE, error)

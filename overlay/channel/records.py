@@ -6,10 +6,9 @@ Inside are whole frames, then zeros. Bytes and rules: docs/spec/channel.md, sect
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 
-from overlay.channel.frames import HEADER_BYTES, Frame, FrameType
+from overlay.channel.frames import HEADER_BYTES, Frame, FrameType, encode_frames
 from overlay.channel.noise import TAG_BYTES, CipherState
 from overlay.errors import ProtocolViolationError, VerificationError
 
@@ -46,34 +45,38 @@ class RecordSealer:
         Returns:
             the records' bytes on the wire.
         """
-        waiting = deque(frames)
-        total = sum(frame.size for frame in waiting)
+        waiting = list(frames)
         out: list[bytes] = []
         while waiting:
-            room = next((room for room in (BLOCK_ROOM, PAGE_ROOM) if total > room - CELL_ROOM), CELL_ROOM)
-            parts, left = _fill(waiting, room)
-            plaintext = b"".join((*parts, bytes(left)))
-            out += (_PREFIXES[room], self._cipher.encrypt(plaintext))
-            total = sum(frame.size for frame in waiting)
+            total = HEADER_BYTES * len(waiting)
+            for _, _, body in waiting:
+                total += len(body)
+            room = _room_for(total)
+            fitting, waiting = (waiting, []) if total <= room else _divide(waiting, room)
+            out += (_PREFIXES[room], self._cipher.encrypt(encode_frames(fitting).ljust(room, b"\0")))
         return b"".join(out)
 
 
-def _fill(waiting: deque[Frame], room: int) -> tuple[list[bytes | memoryview], int]:
-    """Take frames off the queue as far as they fit; give their bytes and the room that is left."""
-    parts: list[bytes | memoryview] = []
-    while waiting:
-        frame = waiting[0]
-        if frame.size <= room:
-            waiting.popleft()
-        elif frame.type in {FrameType.DATA, FrameType.PART} and room > HEADER_BYTES:
-            cut, body = room - HEADER_BYTES, memoryview(frame.body)
-            waiting[0] = Frame(frame.type, frame.exchange, body[cut:])
-            frame = Frame(FrameType.PART, frame.exchange, body[:cut])
-        else:
-            break
-        parts += (frame.header, frame.body)
-        room -= frame.size
-    return parts, room
+def _room_for(total: int) -> int:
+    """The room in the largest record that `total` bytes fill but for less than a cell."""
+    if total > BLOCK_ROOM - CELL_ROOM:
+        return BLOCK_ROOM
+    return PAGE_ROOM if total > PAGE_ROOM - CELL_ROOM else CELL_ROOM
+
+
+def _divide(frames: list[Frame], room: int) -> tuple[list[Frame], list[Frame]]:
+    """Tell the frames, or the part of one, that fit `room` bytes from the rest, of which there is some."""
+    place = 0
+    while frames[place].size <= room:
+        room -= frames[place].size
+        place += 1
+    fitting, rest = frames[:place], frames[place:]
+    frame, cut = rest[0], room - HEADER_BYTES
+    if frame.type in {FrameType.DATA, FrameType.PART} and cut > 0:
+        body = memoryview(frame.body)
+        fitting.append(Frame(FrameType.PART, frame.exchange, body[:cut]))
+        rest[0] = Frame(frame.type, frame.exchange, body[cut:])
+    return fitting, rest
 
 
 class RecordReader:
@@ -101,10 +104,15 @@ class RecordReader:
             ProtocolViolationError: a length that no record has, or a record that the peer did not make in
                 this place: changed, repeated, left out or moved.
         """
-        if self._kept:
-            data = self._kept + data
-            self._kept = b""
         place = 0
+        if self._kept:
+            # Only the record that began before is joined: joining all of `data` would copy four to mend one.
+            place = self._missing(data)
+            if place > len(data):
+                self._kept += data
+                return
+            record, self._kept = self._kept + data[:place], b""
+            yield self._open(memoryview(record)[PREFIX_BYTES:])
         with memoryview(data) as view:
             while len(view) - place >= PREFIX_BYTES:
                 end = place + _record_size(view[place : place + PREFIX_BYTES])
@@ -114,6 +122,13 @@ class RecordReader:
                 place = end
         self._kept = data[place:]
 
+    def _missing(self, data: bytes) -> int:
+        """How many bytes the kept record still needs; two, while `data` does not even complete its length."""
+        begin = self._kept + data[:PREFIX_BYTES]
+        if len(begin) < PREFIX_BYTES:
+            return PREFIX_BYTES
+        return _record_size(begin[:PREFIX_BYTES]) - len(self._kept)
+
     def _open(self, sealed: memoryview) -> bytes:
         try:
             return self._cipher.decrypt(sealed)
@@ -121,7 +136,7 @@ class RecordReader:
             raise ProtocolViolationError("a record was changed, repeated, left out or moved") from error
 
 
-def _record_size(prefix: memoryview) -> int:
+def _record_size(prefix: bytes | memoryview) -> int:
     size = PREFIX_BYTES + int.from_bytes(prefix, "big")
     if size not in _SIZES:
         raise ProtocolViolationError("a record has a length that records do not have")

@@ -75,7 +75,7 @@ class Shared:
     Attributes:
         machine: the channel's engine.
         outgoing: something may have become sendable.
-        progress: room, credit or a place for another exchange may have become free.
+        progress: room in half a queue, credit or a place for another exchange may have become free.
         inboxes: those of the exchanges for which the machine may still report something.
     """
 
@@ -123,9 +123,12 @@ class Exchange:
         """
         if len(message) > MAX_MESSAGE_BYTES:
             raise MalformedError(f"a message of {len(message)} bytes is longer than {MAX_MESSAGE_BYTES}")
-        await checkpoint_if_cancelled()
-        while not self._has_room():
-            await self._shared.progress.wait()
+        if self._has_room():
+            await checkpoint_if_cancelled()
+        else:
+            await self._shared.progress.wait()  # a checkpoint itself
+            while not self._has_room():
+                await self._shared.progress.wait()
         self._shared.machine.send(self._number, message)
         self._shared.outgoing.notify()
 
@@ -157,6 +160,7 @@ class Exchange:
         self._inbox.finished = True
         self._shared.machine.finish(self._number)
         self._shared.outgoing.notify()
+        self._shared.progress.notify()
         self._shared.settle(self._number)
         await checkpoint()
 

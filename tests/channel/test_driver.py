@@ -10,6 +10,7 @@ import pytest
 from anyio.abc import ByteStream
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from overlay.channel import driver
 from overlay.channel.driver import (
     MAX_MESSAGE_BYTES,
     Channel,
@@ -429,6 +430,18 @@ async def test_a_cancelled_accept_or_open_loses_nothing() -> None:
         assert await theirs.receive() == b"x"
 
 
+async def test_a_sender_that_waits_hears_of_a_finish_here() -> None:
+    async with talking() as talk:
+        mine, _ = await talk.exchange()
+
+        async def send_on() -> None:
+            while True:
+                await mine.send(bytes(MAX_MESSAGE_BYTES))
+
+        waiting = await outcome(send_on, mine.finish)
+        assert isinstance(waiting.error, ClosedError)
+
+
 async def test_open_waits_while_the_peer_takes_no_more() -> None:
     async with talking() as talk:
         pairs = [await talk.exchange() for _ in range(MAX_REMOTE_EXCHANGES)]
@@ -549,6 +562,18 @@ async def test_a_violation_is_told_to_whoever_waits() -> None:
         assert isinstance(talk.one.error, ProtocolViolationError)
         await talk.two.wait_closed()
         assert isinstance(talk.two.error, ClosedError)
+
+
+async def test_exchanges_that_nobody_accepts_do_not_pile_up() -> None:
+    async with talking() as talk:
+        with anyio.fail_after(60), pytest.raises(ClosedError):
+            while True:
+                async with await talk.one.open() as exchange:
+                    await exchange.send(bytes(1000))
+                    await exchange.finish()
+        await talk.two.wait_closed()
+        assert isinstance(talk.two.error, ProtocolViolationError)
+        assert len(talk.two._arrived) == driver.MAX_UNACCEPTED
 
 
 async def test_a_channel_that_never_ran_can_be_closed_and_then_does_not_run() -> None:

@@ -129,6 +129,63 @@ def messages(events: Iterable[Event]) -> dict[int, list[bytes]]:
     return found
 
 
+# What the driver asks before it wakes anybody
+
+
+def test_a_message_alone_asks_for_no_answer() -> None:
+    scripted = Scripted()
+    scripted.say(opening())
+    scripted.hear()
+    scripted.say(data(1))
+    assert not scripted.machine.wants_to_send
+    scripted.say(ping())
+    assert scripted.machine.wants_to_send
+    scripted.hear()
+    assert not scripted.machine.wants_to_send
+
+
+@pytest.mark.parametrize("what", ["message", "finish", "reset", "close", "violation"])
+def test_whatever_is_to_be_sent_is_wanted(what: str) -> None:
+    scripted = Scripted()
+    scripted.say(opening())
+    scripted.hear()
+    match what:
+        case "message":
+            scripted.machine.send(1, b"x")
+        case "finish":
+            scripted.machine.finish(1)
+        case "reset":
+            scripted.say(reset_frame(1, ResetCode.CANCELLED))
+        case "close":
+            scripted.machine.close()
+        case "violation":
+            scripted.say(opening(5))
+    assert scripted.machine.wants_to_send
+    assert scripted.hear()
+
+
+def test_credit_wakes_what_waits_for_it() -> None:
+    scripted = Scripted()
+    scripted.say(opening())
+    for _ in range(3):
+        scripted.machine.send(1, bytes(MAX_MESSAGE_BYTES))
+    scripted.hear()
+    assert not scripted.machine.wants_to_send
+    scripted.say(credit_frame(1, 1_000))
+    assert scripted.machine.wants_to_send
+
+
+def test_room_is_made_when_half_a_queue_is_free() -> None:
+    one = pair().one
+    number = one.open(bulk=True)
+    while one.has_room(number):
+        one.send(number, bytes(MAX_MESSAGE_BYTES))
+    assert one.data_to_send(0)
+    assert not one.made_room
+    assert one.data_to_send(0)
+    assert one.made_room
+
+
 # An exchange's life
 
 

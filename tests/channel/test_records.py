@@ -93,6 +93,16 @@ def test_any_chunking_gives_the_same_messages(messages: list[bytes], draw: st.Da
     assert not receiver.inside_record
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3, CELL_BYTES - 1, CELL_BYTES, CELL_BYTES + 1])
+def test_the_rest_of_a_record_may_come_with_others(cut: int) -> None:
+    sender = sealer()
+    wire = b"".join(sender.seal([data(bytes((number,)))]) for number in range(4))
+    receiver = reader()
+    found = [*receiver.receive(wire[:cut]), *receiver.receive(wire[cut:])]
+    assert read_messages(found) == [bytes((number,)) for number in range(4)]
+    assert not receiver.inside_record
+
+
 def test_byte_by_byte_is_the_same_as_whole() -> None:
     wire = sealer().seal([data(b"a" * 2_000), data(b"b")])
     receiver, found = reader(), []
