@@ -566,11 +566,15 @@ async def test_a_violation_is_told_to_whoever_waits() -> None:
 
 async def test_exchanges_that_nobody_accepts_do_not_pile_up() -> None:
     async with talking() as talk:
-        with anyio.fail_after(60), pytest.raises(ClosedError):
+
+        async def push_on_and_on() -> None:
             while True:
                 async with await talk.one.open() as exchange:
                     await exchange.send(bytes(1000))
                     await exchange.finish()
+
+        with anyio.fail_after(60), pytest.raises(ClosedError):
+            await push_on_and_on()
         await talk.two.wait_closed()
         assert isinstance(talk.two.error, ProtocolViolationError)
         assert len(talk.two._arrived) == driver.MAX_UNACCEPTED
