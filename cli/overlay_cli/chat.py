@@ -148,7 +148,7 @@ def _session_line(found: Mapping[str, JSON]) -> str:
 
 
 def _person_line(found: Mapping[str, JSON]) -> str:
-    you = "  (you)" if found.get("you") else ""
+    you = "  (you)" if found.get("me") else ""
     return f"{_shown(found, 'participant')}  {_shown(found, 'name')}{you}"
 
 

@@ -12,11 +12,13 @@ from anyio import AsyncFile
 from overlay.chat.events import File
 from overlay.chat.posting import Progress
 from overlay.errors import (
+    MalformedError,
     NotFoundError,
     OverlayError,
     RefusedError,
     StorageError,
     UnreachableError,
+    VerificationError,
 )
 from overlay.identity import NodeIdentifier
 from overlay.peer.node import Node
@@ -28,6 +30,9 @@ REQUESTS = 2
 """Requests for chunks at once, each to another holder where there are two."""
 REQUEST_CHUNKS = 32
 """Chunks of a request, 1 MiB of large ones: all requests together stay well within the decoder's window."""
+
+
+_NO_CONTENT = "what was posted is not the content that it says it is: ask whoever posted it to do so again"
 
 
 async def fetch_file(
@@ -48,7 +53,8 @@ async def fetch_file(
         where the file is, and its size.
 
     Raises:
-        MalformedError: its name cannot be used: give a path; or what was posted is no well-formed content.
+        MalformedError: its name cannot be used: give a path.
+        VerificationError: what was posted is not the content that its event describes.
         RefusedError: the target exists already.
         NotFoundError: the folder does not exist, or nobody has all of the file any more.
         UnreachableError: a holder that may have the rest was not reached.
@@ -56,7 +62,7 @@ async def fetch_file(
     """
     target = await _target(content, destination)
     partial = target.with_name(f".{node.entropy(8).hex()}.part")
-    decoder = Decoder(ReadCapability.from_bytes(content.capability), size=content.size)
+    decoder = _decoder(content)
     try:
         await _write(node, content, decoder, partial, progress)
         await anyio.to_thread.run_sync(partial.replace, target)
@@ -66,6 +72,13 @@ async def fetch_file(
         with anyio.CancelScope(shield=True):
             await anyio.Path(partial).unlink(missing_ok=True)
     return target, decoder.position
+
+
+def _decoder(content: File) -> Decoder:
+    try:
+        return Decoder(ReadCapability.from_bytes(content.capability), size=content.size)
+    except MalformedError as error:
+        raise VerificationError(_NO_CONTENT) from error
 
 
 async def _target(content: File, destination: Path) -> Path:
@@ -132,8 +145,11 @@ class _Transfer:
     async def _fetch(self, wanted: Sequence[bytes], number: int) -> None:
         self._asked.update(wanted)
         chunks = await self._source.fetch(wanted, prefer=number)
-        for reference, chunk in chunks.items():
-            self._decoder.receive(reference, chunk)
+        try:
+            for reference, chunk in chunks.items():
+                self._decoder.receive(reference, chunk)
+        except MalformedError as error:  # the right chunks of a wrong tree: the one who posted it is to blame
+            raise VerificationError(_NO_CONTENT) from error
         self._asked.difference_update(wanted)
         async with self._writing:  # taken before reading, so that what is read first is written first
             await self._file.write(self._decoder.read())

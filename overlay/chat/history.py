@@ -4,6 +4,8 @@ Every rule by which an event is accepted depends on the event and its ancestors 
 on what else has arrived. So any two participants who have the same events, however they came by them,
 accept the same ones and show them in the same order: by clock, then by identifier.
 
+`MAX_EVENTS` and `MAX_BYTES` are the exception: at them a history ends, and what came last may differ.
+
 Pure. Only the graph is kept in memory; whoever owns a history stores the events themselves.
 
 Source: docs/spec/chat.md, sections "Acceptance" and "Exchange".
@@ -12,48 +14,28 @@ Source: docs/spec/chat.md, sections "Acceptance" and "Exchange".
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from overlay.chat.events import MAX_PARENTS, Created, Event, Joined, Left
 from overlay.chat.keys import SessionKeys
 from overlay.chat.pending import Pending
+from overlay.chat.roster import Members, Roster
 from overlay.errors import RefusedError, VerificationError
 
 MAX_EVENTS = 100_000
 """Years of a lively session; about 40 MiB of graph. A session that is full accepts nothing more."""
+MAX_BYTES = 64 << 20
+"""Bytes that a session makes each participant keep: its events on disk, and rosters in memory. All 100,000
+events fit if they have an ordinary length, and any disk bears it, whoever got hold of an invite."""
 MAX_MEMBERS = 1024
-"""Participants that ever joined; each costs its share of every delivery."""
+"""Participants that ever joined, as one event knows them; each costs its share of every delivery."""
 MAX_SUMMARY = 128
 """Identifiers in a summary: heads, and about 17 at growing distances."""
 _MAX_SUMMARY_HEADS = 96
 
 Position = tuple[int, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Roster:
-    """Who has joined and who has left, as of one event and all its ancestors."""
-
-    joined: frozenset[bytes] = frozenset()
-    left: frozenset[bytes] = frozenset()
-
-    def merge(self, other: Roster) -> Roster:
-        """Both together; the same object where one says it all, so that a long history shares few."""
-        if other is self or (other.joined <= self.joined and other.left <= self.left):
-            return self
-        return Roster(self.joined | other.joined, self.left | other.left)
-
-    def after(self, event: Event) -> Roster:
-        """The roster once `event` has happened."""
-        match event.content:
-            case Joined():
-                return Roster(self.joined | {event.author}, self.left)
-            case Left():
-                return Roster(self.joined, self.left | {event.author})
-            case _:
-                return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +81,8 @@ class History:
         self._root = root
         self._keys = keys
         self._links: dict[bytes, _Link] = {root.id: _Link(root.position, (), Roster())}
+        self._members = Members()
+        self._bytes = len(root.encoded)
         self._order: list[Position] = [root.position]
         self._heads: set[bytes] = {root.id}
         self._pending = Pending()
@@ -151,6 +135,13 @@ class History:
         self._accept(event)
         return Accepted((event, *self._accept_waiting(event)))
 
+    def restore(self, event: Event) -> None:
+        """Take in an event that was accepted, and stored, before; its parents were restored before it.
+
+        No limit applies: one that is lowered some day must not make a session unreadable.
+        """
+        self._link(event, self._judge(event))
+
     def next_parents(self, author: bytes) -> tuple[int, tuple[bytes, ...]]:
         """Choose the parents of `author`'s next event: its clock, and the heads that it names.
 
@@ -159,7 +150,7 @@ class History:
         """
         heads = self.heads
         chosen = heads[:MAX_PARENTS]
-        own = [head for head in heads if author in self._links[head].roster.joined]
+        own = [head for head in heads if self.knows(head, author)]
         if own and own[0] not in chosen:
             chosen = (*chosen[:-1], own[0])
         return 1 + max(self.position(head)[0] for head in chosen), tuple(sorted(chosen))
@@ -229,9 +220,9 @@ class History:
         clock, identifier = self.position(event_id)
         return -clock, -int.from_bytes(identifier, "big"), event_id
 
-    def known_at(self, event_id: bytes) -> Collection[bytes]:
-        """The participants whom the author of an accepted event knew when it signed."""
-        return self._links[event_id].roster.joined
+    def knows(self, event_id: bytes, author: bytes) -> bool:
+        """Whether whoever signed an accepted event knew `author` as a participant then."""
+        return bool(self._links[event_id].roster.joined & self._members.bit(author))
 
     def position(self, event_id: bytes) -> Position:
         """Where an accepted event stands in the order."""
@@ -239,11 +230,30 @@ class History:
 
     def _accept(self, event: Event) -> None:
         roster = self._judge(event)
-        parents = tuple(self.position(parent)[1] for parent in event.parents)  # shared, to spare memory
-        self._links[event.id] = _Link(event.position, parents, roster.after(event))
+        if len(self._links) >= MAX_EVENTS or self._bytes + len(event.encoded) > MAX_BYTES:
+            raise RefusedError("this session is full: it takes no more events, create a new one")
+        self._link(event, roster)
+
+    def _link(self, event: Event, before: Roster) -> None:
+        parents = [self._links[parent] for parent in event.parents]
+        roster = self._after(event, before)
+        if all(roster is not parent.roster for parent in parents):
+            self._bytes += roster.size
+        self._bytes += len(event.encoded)
+        names = tuple(parent.position[1] for parent in parents)  # shared, to spare memory
+        self._links[event.id] = _Link(event.position, names, roster)
         insort(self._order, event.position)
-        self._heads.difference_update(parents)
+        self._heads.difference_update(names)
         self._heads.add(event.id)
+
+    def _after(self, event: Event, roster: Roster) -> Roster:
+        match event.content:
+            case Joined():
+                return self._members.join(roster, event.author)
+            case Left():
+                return self._members.leave(roster, event.author)
+            case _:
+                return roster
 
     def _judge(self, event: Event) -> Roster:
         links = [self._links[parent] for parent in event.parents]
@@ -252,20 +262,19 @@ class History:
         roster = links[0].roster
         for link in links[1:]:
             roster = roster.merge(link.roster)
-        if event.author in roster.left:
+        author = self._members.bit(event.author)
+        if roster.left & author:
             raise VerificationError("an event by somebody who had left the session")
         if isinstance(event.content, Joined):
             self._judge_joining(event.author, event.content, roster)
-        elif event.author not in roster.joined:
+        elif not roster.joined & author:
             raise VerificationError("an event by somebody who had not joined the session")
-        if len(self._links) >= MAX_EVENTS:
-            raise RefusedError(f"this session is full: it has {MAX_EVENTS} events, create a new one")
         return roster
 
     def _judge_joining(self, author: bytes, content: Joined, roster: Roster) -> None:
-        if author in roster.joined:
+        if roster.joined & self._members.bit(author):
             raise VerificationError("a participant joins only once")
-        if len(roster.joined) >= MAX_MEMBERS:
+        if roster.count >= MAX_MEMBERS:
             raise VerificationError(f"a session has at most {MAX_MEMBERS} participants")
         if not self._keys.proves(author, content.proof):
             raise VerificationError("somebody joined who does not hold the session's secret")

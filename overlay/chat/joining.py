@@ -44,9 +44,9 @@ async def join_session(
     """Get the history of `session` and join it; failed or cancelled, nothing of it stays.
 
     Raises:
-        RefusedError: whoever has the session does not accept the invite's secret.
+        RefusedError: whoever has the session does not accept the invite's secret, or it is full.
         UnreachableError: nobody who has it was reached.
-        VerificationError: the session is full, or what came breaks its rules.
+        VerificationError: as many as may have joined, or what came breaks the session's rules.
         MalformedError: the name is out of its bounds.
         StorageError: the disk is full.
     """

@@ -74,7 +74,7 @@ class Chat:
         self._sessions: dict[bytes, Session] = {}
         self._joining: set[bytes] = set()
         self._sync = Sync(node, find=self._find, behind=self._fall_behind, heard=self._hear)
-        self._outbox = Outbox(self._sync.push)
+        self._outbox = Outbox(self._sync.push, connected=node.channels.connected)
         self._reconciler = Reconciler(node, self._sync, self._sessions.values)
         self._group: TaskGroup | None = None
 
@@ -190,14 +190,18 @@ class Chat:
         found = await self._resolve(session)
         others = await self._others(found)
         if not (await found.people())[found.author].left:
-            event = await found.say(Left(), self._node.clock())
-            with anyio.move_on_after(LEAVE_TIMEOUT):
-                async with anyio.create_task_group() as group:
-                    for other in others:
-                        group.start_soon(self._try_push, found, other.locator, event.encoded)
+            with suppress(RefusedError):  # a session that is full hears of nothing any more, and is left too
+                await self._say_goodbye(found, others)
         self._node.withdraw(UnitIdentifier.of_key(found.public))
         await found.close()
         del self._sessions[found.public]
+
+    async def _say_goodbye(self, session: Session, others: Sequence[Participant]) -> None:
+        event = await session.say(Left(), self._node.clock())
+        with anyio.move_on_after(LEAVE_TIMEOUT):
+            async with anyio.create_task_group() as group:
+                for other in others:
+                    group.start_soon(self._try_push, session, other.locator, event.encoded)
 
     # --- messages
 
@@ -307,9 +311,9 @@ class Chat:
         for event in (each for each in events if isinstance(each.content, Joined)):
             author = people.get(event.author)
             if author is not None and author.node == sender:
-                for stranger in await session.strangers(event):
-                    if stranger.author != session.author:
-                        self._outbox.post(session, stranger, event.encoded)
+                strangers = await session.strangers(event)
+                me = self._node.identifier
+                self._outbox.post(session, [each for each in strangers if each.node != me], event.encoded)
             elif author is not None:
                 self._reconciler.start(session, author.locator)
 
@@ -333,8 +337,7 @@ class Chat:
         others = await self._others(session)
 
         def carry(event: Event) -> None:
-            for other in others:
-                self._outbox.post(session, other, event.encoded)
+            self._outbox.post(session, others, event.encoded)
 
         return await session.say(content, self._node.clock(), signed=carry)
 

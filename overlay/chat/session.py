@@ -8,15 +8,13 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from overlay.chat.events import Content, Created, Event, Joined, Left
-from overlay.chat.history import Accepted, History, Position, Waiting
+from overlay.chat.history import MAX_MEMBERS, Accepted, History, Position, Waiting
 from overlay.chat.keys import SessionKeys
 from overlay.chat.messages import MAX_PAGE_EVENTS, PAGE_BYTES
 from overlay.chat.store import ChatStore, SessionRow
 from overlay.errors import MalformedError, NotFoundError, RefusedError, VerificationError
 from overlay.identity import NodeIdentifier, SigningSecret
 from overlay.units.locators import UnitLocator
-
-_BEFORE_ALL: Position = (0, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +51,15 @@ class _State:
 
     history: History
     root: Event
+    own: bytes
     people: dict[bytes, Participant] = field(default_factory=dict)
 
     def note(self, event: Event) -> None:
         known = self.people.get(event.author)
         match event.content:
+            # In branches any number may join. Those who came first keep their places, as they are in use.
+            case Joined() if known is None and len(self.people) >= MAX_MEMBERS and event.author != self.own:
+                pass
             case Joined(name=name, node=node, place=place):
                 # Only a participant that signs branches joins twice: the earlier one counts, everywhere.
                 if known is None or event.position < known.position:
@@ -132,7 +134,11 @@ class Session:
         return content.title if isinstance(content, Created) else ""
 
     async def people(self) -> dict[bytes, Participant]:
-        """All participants by public key, those who left included, in the order of joining."""
+        """All participants by public key, those who left included, in the order of joining.
+
+        Beyond `MAX_MEMBERS`, which only branches that do not know of each other can have, these are the ones
+        who came to be known here first, and this node's own.
+        """
         async with self._lock:
             found = (await self._ready()).people.values()
             return {each.author: each for each in sorted(found, key=lambda each: each.position)}
@@ -141,8 +147,8 @@ class Session:
         """Those who take part, and whom the author of an event did not know when it signed."""
         async with self._lock:
             state = await self._ready()
-            known = state.history.known_at(event.id)
-            return [each for each in state.people.values() if each.author not in known and not each.left]
+            people = [each for each in state.people.values() if not each.left]
+            return [each for each in people if not state.history.knows(event.id, each.author)]
 
     async def size(self) -> int:
         """How many events there are."""
@@ -243,15 +249,15 @@ class Session:
         return self._state
 
     async def _load(self) -> _State:
-        events = await self._store.page(self.public, _BEFORE_ALL)
-        root = events[0]
-        state = _State(History(root, self.keys), root)
-        while events:
-            for event in events:
+        arrivals = await self._store.arrived(self.public, 0)
+        root = arrivals[0].event
+        state = _State(History(root, self.keys), root, self.author)
+        while arrivals:
+            for event in (arrival.event for arrival in arrivals):
                 if event.id != root.id:
-                    state.history.add(event)
+                    state.history.restore(event)
                 state.note(event)
-            events = await self._store.page(self.public, events[-1].position)
+            arrivals = await self._store.arrived(self.public, arrivals[-1].number)
         return state
 
     async def _keep(self, outcome: object) -> None:

@@ -31,6 +31,7 @@ CHAT_SCHEMA = Schema(
             UNIQUE (session, clock, id)
         ) STRICT;
         """,
+        "CREATE INDEX chat_events_by_arrival ON chat_events (session, arrival);",
     ),
 )
 
@@ -101,12 +102,6 @@ class ChatStore:
     async def append(self, events: Sequence[Event]) -> None:
         """Keep events; those that are kept already stay as they are. Durable when this returns."""
         await self._database.write(lambda connection: _insert(connection, events))
-
-    async def page(self, session: bytes, after: Position) -> list[Event]:
-        """The events behind a position, in order, as many as are read at once."""
-        sql = """SELECT encoded FROM chat_events WHERE session = ? AND (clock, id) > (?, ?)
-            ORDER BY clock, id LIMIT ?"""
-        return await self._events(sql, (session, *after, _LOAD_ROWS))
 
     async def last(self, session: bytes, count: int) -> tuple[list[Event], int]:
         """The last `count` events, in order, and the number of the newest arrival: what came till now."""

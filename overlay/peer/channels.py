@@ -54,10 +54,15 @@ DIAL_PAUSE = 1.0
 """Seconds before the second attempt, doubled for each further one, plus up to as much again at random."""
 
 MAX_HANDSHAKES = 64
-"""Incoming connections that have not said who they are; one more, and the oldest of them is dropped."""
+"""Incoming connections that have not said who they are; one more, and one of them at random is dropped. An
+honest caller takes some seconds over Tor. Among 32 new connections a second, one that takes two gets through
+in every third try; were it the oldest that is dropped, it never would."""
 
 MAX_INCOMING = 256
-"""Incoming channels at once: 256 need about 50 MiB when every one is busy; one more, and one is closed."""
+"""Incoming channels at once; one more, and one is closed. What they hold is bounded, but not small: whoever
+fills the first windows of its 32 exchanges and takes no answer makes this side hold 10 MiB (32 times 128 KiB
+that came, and 192 KiB to send), so 256 such callers 2.5 GiB. The windows of a channel grow beyond that, to
+16 MiB in all, only by as much as is really read."""
 
 MAX_DIALLED = 256
 """Channels that this node opened, likewise. Both together stay well below the 1,024 descriptors that a
@@ -183,6 +188,7 @@ class ChannelPool:
             UnreachableError: it did not answer at any of its locators.
             RefusedError: reaching it would show where this node is.
             VerificationError, ProtocolViolationError: somebody else answers at its locators.
+            TransportUnavailableError: this side of a transport does not work, and no other reached it.
             ClosedError: this node is shutting down.
         """
         warm = self._warm(node, lane)
@@ -237,6 +243,7 @@ class ChannelPool:
         failure: OverlayError = RefusedError(
             "that node has no address that this node may dial; start this node with a transport they share"
         )
+        unavailable: TransportUnavailableError | None = None
         for locator in record.locators:
             properties = self._layer.dials(locator)
             if properties is None:
@@ -248,9 +255,11 @@ class ChannelPool:
                     return await self._initiate(connection, record, lane)
             except TimeoutError:
                 failure = UnreachableError("the other node did not answer in time; it may be offline")
+            except TransportUnavailableError as error:
+                unavailable = error
             except (UnreachableError, VerificationError, ProtocolViolationError) as error:
                 failure = error
-        raise failure
+        raise unavailable or failure  # what is wrong on this side first: it can be mended here
 
     async def _initiate(self, connection: Connection, record: LocatorRecord, lane: Lane) -> Channel:
         anonymous = lane is Lane.ANONYMOUS
@@ -278,9 +287,10 @@ class ChannelPool:
                 self._group.start_soon(self._take, connection)
 
     def _make_room(self) -> None:
-        """Drop the oldest unfinished handshake: a flood of stalling callers then cannot keep others out."""
+        """Drop some unfinished handshake: a flood of stalling callers then cannot keep others out."""
         if len(self._handshakes) >= MAX_HANDSHAKES:
-            self._handshakes.pop(next(iter(self._handshakes))).cancel()
+            unlucky = int.from_bytes(self._entropy(4), "big") % len(self._handshakes)
+            self._handshakes.pop(list(self._handshakes)[unlucky]).cancel()
 
     async def _take(self, connection: Connection) -> None:
         channel = await self._respond(connection)

@@ -9,7 +9,13 @@ from typing import TypeVar
 import anyio
 
 from overlay.channel.driver import Exchange
-from overlay.errors import ClosedError, OverlayError, ProtocolViolationError, UnreachableError
+from overlay.errors import (
+    ClosedError,
+    MalformedError,
+    OverlayError,
+    ProtocolViolationError,
+    UnreachableError,
+)
 from overlay.identity import NodeIdentifier
 from overlay.peer.channels import ChannelPool, Lane
 from overlay.peer.messages import MAX_PART_BYTES, Answer, Request
@@ -58,7 +64,7 @@ async def converse(exchange: Exchange, request: Request, parts: AsyncGenerator[b
         ClosedError: the exchange ended first.
         UnreachableError: no answer in time.
         RefusedError, NotFoundError: that was the answer.
-        MalformedError: it is no answer.
+        ProtocolViolationError: it is no answer.
     """
     await exchange.send(encode(request))
     if parts is None:
@@ -83,11 +89,13 @@ async def receive_answer(exchange: Exchange) -> Answer:
     Raises:
         UnreachableError: it did not come in time.
         ClosedError: the channel or the exchange ended first.
-        MalformedError: it is no answer.
+        ProtocolViolationError: it is no answer.
     """
     try:
         with anyio.fail_after(ANSWER_TIMEOUT):
             return decode(Answer, await exchange.receive(), limit=MAX_PART_BYTES)
+    except MalformedError as error:
+        raise ProtocolViolationError("what the other node sent is no answer") from error
     except TimeoutError as error:
         raise UnreachableError("the other node did not answer in time") from error
     except anyio.EndOfStream as error:

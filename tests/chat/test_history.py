@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -8,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overlay.chat import history as history_module
 from overlay.chat.events import MAX_PARENTS, Content, Created, Event, Joined, Left, Text
 from overlay.chat.history import MAX_SUMMARY, Accepted, Duplicate, History, Waiting
 from overlay.chat.keys import SessionKeys
 from overlay.chat.pending import MAX_PENDING_PER_SENDER
-from overlay.errors import VerificationError
+from overlay.errors import RefusedError, VerificationError
 from overlay.identity import SigningSecret
 
 SESSION = SigningSecret(b"s" * 32)
@@ -217,6 +219,105 @@ def test_a_summary_of_nonsense_only_costs_a_full_answer() -> None:
     nonsense = [bytes([number]) * 32 for number in range(MAX_SUMMARY)]
     assert history.missing_from(nonsense, after=None, limit=10) == list(history.order)
     assert history.missing_from([HELLO.id, *nonsense], after=None, limit=10) == []
+
+
+def test_a_thousand_branches_in_which_somebody_joins_cost_little_memory() -> None:
+    history, last = History(ROOT, KEYS), ROOT
+    for number in range(1000):
+        guest = secret(f"guest {number}")
+        last = sign(guest, joining(guest), last)
+        history.add(last)
+    strangers = [secret(f"stranger {number}") for number in range(1000)]
+    branches = [sign(stranger, joining(stranger), last) for stranger in strangers]
+    tracemalloc.start()
+    try:
+        for branch in branches:
+            assert isinstance(history.add(branch), Accepted)
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_full_session_takes_no_more_and_is_restored_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [JOINED, HELLO]
+    monkeypatch.setattr(history_module, "MAX_BYTES", 2000 + sum(len(event.encoded) for event in kept))
+    history = history_with(*kept)
+    while len(kept) < 100:
+        kept.append(sign(ALICE, Text(text=f"number {len(kept)}"), kept[-1]))
+        try:
+            history.add(kept[-1])
+        except RefusedError:
+            break
+    assert 4 <= len(kept) < 12
+    assert history.order == (ROOT.id, *(event.id for event in kept[:-1]))
+    again = History(ROOT, KEYS)
+    for event in kept:
+        again.restore(event)
+    assert again.order == (ROOT.id, *(event.id for event in kept))
+
+
+def test_branches_with_long_rosters_count_towards_what_a_session_may_keep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crowd = [secret(f"guest {number}") for number in range(1000)]
+    joins = [sign(guest, joining(guest), ROOT) for guest in crowd]
+    monkeypatch.setattr(history_module, "MAX_BYTES", 100_000 + sum(len(event.encoded) for event in joins))
+    history = History(ROOT, KEYS)
+    while len(history) < 1000:
+        try:
+            history.add(joins[len(history) - 1])
+        except RefusedError:
+            break
+    assert 300 < len(history) < 900
+
+
+class Judge:
+    """The rules of acceptance, word by word, by going through all ancestors of each event."""
+
+    def __init__(self) -> None:
+        self.events = {ROOT.id: ROOT}
+
+    def accept(self, event: Event) -> bool:
+        ancestors: dict[bytes, Event] = {}
+        waiting = list(event.parents)
+        while waiting:
+            each = self.events[waiting.pop()]
+            if each.id not in ancestors:
+                ancestors[each.id] = each
+                waiting += each.parents
+        joined = {each.author for each in ancestors.values() if isinstance(each.content, Joined)}
+        left = {each.author for each in ancestors.values() if isinstance(each.content, Left)}
+        if isinstance(event.content, Joined):
+            fits = event.author not in joined and len(joined) < history_module.MAX_MEMBERS
+        else:
+            fits = event.author in joined
+        if fits and event.author not in left:
+            self.events[event.id] = event
+            return True
+        return False
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32), steps=st.integers(1, 80), most=st.integers(1, 6))
+def test_what_is_accepted_follows_from_the_ancestors_alone(seed: int, steps: int, most: int) -> None:
+    chance = random.Random(seed)
+    authors = [secret(f"author {number}") for number in range(8)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history_module, "MAX_MEMBERS", most)
+        judge, history = Judge(), History(ROOT, KEYS)
+        for step in range(steps):
+            known = list(judge.events.values())
+            parents = chance.sample(known, min(len(known), chance.randint(1, 4)))
+            author = chance.choice(authors)
+            contents: list[Content] = [joining(author), joining(author), Left(), Text(text=f"step {step}")]
+            content = chance.choice(contents)
+            event = sign(author, content, *parents)
+            expected = event.id in judge.events or judge.accept(event)
+            try:
+                history.add(event)
+            except VerificationError:
+                assert not expected
+            assert (event.id in history) == expected
 
 
 def build(seed: int, steps: int, replicas: Sequence[Replica]) -> None:

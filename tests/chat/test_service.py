@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 import anyio
 import pytest
 
+from overlay.chat import history
 from overlay.chat.events import Created, Event, Left, Text
 from overlay.chat.invite import Invite
 from overlay.chat.service import Chat
@@ -159,6 +160,17 @@ async def test_whoever_leaves_is_gone_and_so_is_what_it_had() -> None:
             await bob.send(info.session, "still here?")
         again = await bob.join(await alice.invite(info.session), "Bobby")
         assert (again.people, again.name) == (2, "Bobby")
+
+
+async def test_a_full_session_can_be_read_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with several(make_world(), "alice", "bob") as (alice, bob):
+        info = await meet([alice, bob], ["Alice", "Bob"])
+        monkeypatch.setattr(history, "MAX_EVENTS", 3)
+        with pytest.raises(RefusedError, match="full"):
+            await alice.send(info.session, "one more")
+        assert len(await alice.read(info.session)) == 3
+        await alice.leave(info.session)
+        assert await alice.sessions() == []
 
 
 async def test_a_wrong_secret_is_refused_and_leaves_nothing() -> None:

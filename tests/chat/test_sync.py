@@ -10,6 +10,7 @@ from typing import cast
 import anyio
 import pytest
 
+from overlay.chat import session as session_module
 from overlay.chat.events import Content, Created, Event, Joined, Left, Text
 from overlay.chat.keys import SALT_BYTES, BoxContext
 from overlay.chat.messages import (
@@ -458,6 +459,32 @@ async def test_a_cancelled_message_is_said_or_not_said_but_never_half() -> None:
     reloaded = Session(alice._row, alice._store)
     assert await reloaded.summary() == await alice.session.summary()
     assert await reloaded.size() == len(await ids(alice))
+
+
+async def test_a_crowd_that_joins_in_branches_takes_no_place_of_those_who_came_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_MEMBERS", 4)
+    network, alice, bob = await pair()
+    await alice.join()
+    await bob.sync.exchange(bob.session, alice.locator)
+    await alice.say(Text(text="before"))
+    for number in range(10):
+        liar = Liar(network, lambda _request, _count: page())
+        liar.author = SigningSecret(bytes([number]) * 32)
+        joined = liar.joined()  # on the first event: earlier in the order than most
+        text = liar.sign(Text(text=f"crowd {number}"), [joined.id], 3)
+        await liar.push(alice.locator, [joined.encoded, text.encoded])
+    people = await alice.session.people()
+    assert len(people) == 4
+    assert alice.author.public in people
+    again = Session(alice._row, alice._store)
+    assert (await again.people()).keys() == people.keys()
+    assert await again.size() == 23  # what they say counts all the same, so all have one history
+    await bob.sync.exchange(bob.session, alice.locator)
+    assert await ids(bob) == await ids(alice)
+    await bob.join()  # one who comes later counts itself
+    assert bob.author.public in await bob.session.people()
 
 
 async def test_whoever_left_says_nothing_more() -> None:

@@ -116,6 +116,27 @@ async def test_parts_travel_both_ways() -> None:
         assert await alice.pull.parts(bob.identifier, "stream", b"", collect) == expected
 
 
+async def test_parts_are_not_sent_again_when_a_kept_channel_has_died() -> None:
+    world = World(1, latency=Latency(0.001))
+    async with nodes("alice", "bob", world=world) as (alice, bob):
+        taken: list[int] = []
+
+        async def take(delivery: Delivery) -> None:
+            taken.append(len([part async for part in delivery.parts()]))
+
+        async def cut_off() -> AsyncGenerator[bytes, None]:
+            yield b"first"
+            world.network.memory.sever(lambda _caller, _called: True)
+            yield b"second"
+
+        bob.accept.register("take", take)
+        await alice.push(bob.identifier, "take")
+        with pytest.raises(UnreachableError):
+            await alice.push(bob.identifier, "take", parts=cut_off())
+        assert taken == [0]
+        assert await alice.push(bob.identifier, "take") == b""
+
+
 async def test_a_refusal_ends_a_push_whose_parts_have_no_end() -> None:
     async with nodes("alice", "bob") as (alice, bob):
 
@@ -197,8 +218,9 @@ async def test_forwarding_hides_the_sender_from_the_target_and_the_content_from_
 async def test_a_node_that_does_not_relay_refuses_and_members_only_kinds_stay_closed() -> None:
     async with nodes("alice", "relay", "bob") as (alice, relay, bob):
         bob.accept.register("members", echo)
-        with pytest.raises(RefusedError):
-            await alice.forward.simple([relay.identifier], bob.public, "members", b"")
+        bob.accept.register("everybody", echo, anonymous=True)
+        with pytest.raises(RefusedError, match="does not forward"):
+            await alice.forward.simple([relay.identifier], bob.public, "everybody", b"")
         with pytest.raises(RefusedError):
             await alice.forward.bidirectional([], bob.public, "members", b"")
 

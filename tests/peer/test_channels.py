@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import anyio
 import pytest
 
-from overlay.errors import ClosedError, UnreachableError
+from overlay.connection import Connection
+from overlay.errors import ClosedError, TransportUnavailableError, UnreachableError
 from overlay.identity import NodeIdentifier
+from overlay.locators import LocatorRecord, NodeLocator
 from overlay.peer import channels
 from overlay.peer.accept import Delivery
 from overlay.peer.channels import Lane
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Faults, Latency
+
+VIRTUAL = pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)  # minutes of virtual time
 
 
 def quiet_world(seed: int = 6) -> World:
@@ -141,13 +145,100 @@ async def test_a_flood_of_silent_connections_does_not_keep_others_out(
         silent = [await flood.connect(bob.record.locators[0]) for _ in range(20)]
         await alice.push(bob.identifier, "note")
         ended = 0
-        for connection in silent[:16]:
-            with anyio.fail_after(5), pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+
+        async def read(connection: Connection) -> None:
+            nonlocal ended
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
                 await connection.receive()
             ended += 1
-        assert ended == 16
+
+        async with anyio.create_task_group() as group:
+            for connection in silent:
+                group.start_soon(read, connection)
+            with anyio.fail_after(5):
+                while ended < 16:
+                    await anyio.lowlevel.checkpoint()
+            await anyio.wait_all_tasks_blocked()
+            assert 16 <= ended <= 17  # one more if Alice's connection came when there was no room
+            group.cancel_scope.cancel()
         for connection in silent:
             await connection.aclose()
+
+
+@VIRTUAL
+async def test_an_honest_caller_gets_in_while_a_flood_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "MAX_HANDSHAKES", 8)
+    world = World(6, latency=Latency(median=1.0, sigma=0.0))
+    async with AsyncExitStack() as stack:
+        bob, alice = [
+            await stack.enter_async_context(
+                world.node(name, await stack.enter_async_context(world.database()))
+            )
+            for name in ("bob", "alice")
+        ]
+        bob.accept.register("note", nothing)
+        await introduce([alice, bob])
+        network = await stack.enter_async_context(world.network.transport())
+        flood = await stack.enter_async_context(anyio.create_task_group())
+
+        async def stall() -> None:
+            connection = await network.connect(bob.record.locators[0])
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                await connection.receive()
+            await connection.aclose()
+
+        async def go_on() -> None:
+            while True:  # by the time that Alice has answered, ten more have come
+                flood.start_soon(stall)
+                await anyio.sleep(0.2)
+
+        flood.start_soon(go_on)
+        await anyio.sleep(10)
+        tries = 0
+        while not alice.channels.connected(bob.identifier):
+            tries += 1
+            assert tries <= 12
+            with suppress(UnreachableError):
+                await alice.push(bob.identifier, "note")
+        flood.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_where_one_transport_does_not_work_the_next_address_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+    away: bool,  # noqa: FBT001 - a case of the test
+) -> None:
+    world = quiet_world()
+    async with AsyncExitStack() as stack:
+        bob, alice = [
+            await stack.enter_async_context(
+                world.node(name, await stack.enter_async_context(world.database()))
+            )
+            for name in ("bob", "alice")
+        ]
+        bob.accept.register("note", nothing)
+        (address,) = bob.record.locators
+        broken = NodeLocator("memory", (99).to_bytes(8), address.port)
+        record = LocatorRecord.sign(
+            world.secret("bob"), [broken, address], number=bob.record.number + 1, now=world.clock()
+        )
+        await alice.locators.learn(record.encoded)
+        connect = alice.channels._layer.connect
+
+        async def without_proxy(locator: NodeLocator, *, isolation: bytes = b"") -> Connection:
+            if locator == broken:
+                raise TransportUnavailableError("the proxy does not run")
+            if away:
+                raise UnreachableError("nobody is there")
+            return await connect(locator, isolation=isolation)
+
+        monkeypatch.setattr(alice.channels._layer, "connect", without_proxy)
+        if away:
+            with pytest.raises(TransportUnavailableError):
+                await alice.push(bob.identifier, "note")
+            assert alice.reputation.score(bob.identifier, alice.clock()) == 0
+        else:
+            await alice.push(bob.identifier, "note")
 
 
 async def test_a_node_that_stopped_takes_no_requests() -> None:

@@ -153,8 +153,9 @@ async def test_an_answer_that_stops_early_is_no_answer() -> None:
 async def test_serving_makes_a_node_preferred() -> None:
     async with nodes("alice", "bob", "carol") as (alice, bob, carol):
         await carol.storage.put(chunks(1), now=carol.clock())
-        for _ in range(3):
-            await alice.chunks.fetch(carol.identifier, references(chunks(1)))
+        with pytest.raises(NotFoundError):
+            await alice.push(bob.identifier, "nonsense")  # it answers, which is something, but serves nothing
+        await alice.chunks.fetch(carol.identifier, references(chunks(1)))
         assert all(alice.choose(1) == [carol.identifier] for _ in range(20))
         assert set(alice.choose(2)) == {bob.identifier, carol.identifier}
 

@@ -12,7 +12,6 @@ from overlay.channel.driver import Channel, Exchange, initiate
 from overlay.connection import Connection
 from overlay.errors import (
     ClosedError,
-    MalformedError,
     OverlayError,
     ProtocolViolationError,
     StorageError,
@@ -289,6 +288,6 @@ async def test_an_answer_that_is_none_is_told_as_such(monkeypatch: pytest.Monkey
             monkeypatch.setattr(liar.accept, "handle", garbage)
             await alice.locators.learn(liar.record.encoded)
             for lane in (Lane.INTERACTIVE, Lane.ANONYMOUS):
-                with pytest.raises(MalformedError):
+                with pytest.raises(ProtocolViolationError):
                     await alice.pull(liar.identifier, "echo", lane=lane)
         assert await alice.pull(bob.identifier, "echo", b"here") == b"here"

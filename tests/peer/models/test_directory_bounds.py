@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
+import apsw
 import pytest
 
+from overlay.database import Database
 from overlay.errors import NotFoundError, RefusedError
 from overlay.identity import SigningSecret
 from overlay.locators import LocatorRecord
@@ -39,12 +42,11 @@ def world() -> World:
 
 
 @asynccontextmanager
-async def directory(place: World) -> AsyncIterator[Node]:
-    async with (
-        place.database() as database,
-        place.node("directory", database, options=NodeOptions(directory=True)) as node,
-    ):
-        yield node
+async def directory(place: World, database: Database | None = None) -> AsyncIterator[Node]:
+    async with place.database() as own:
+        options = NodeOptions(directory=True)
+        async with place.node("directory", database or own, options=options) as node:
+            yield node
 
 
 @asynccontextmanager
@@ -109,21 +111,26 @@ async def test_an_older_announcement_does_not_come_back() -> None:
         assert seen.locator.node == bob.identifier
 
 
+def insert(connection: apsw.Connection, rows: Sequence[tuple[bytes, int, int, bytes]]) -> None:
+    connection.executemany("INSERT INTO directory_nodes VALUES (?, ?, ?, ?)", rows)
+
+
 async def test_a_long_list_comes_in_pages() -> None:
     place = world()
-    async with directory(place) as hub, member(place, "alice", hub) as alice:
+    rows: list[tuple[bytes, int, int, bytes]] = []
+    async with (
+        place.database() as database,
+        directory(place, database) as hub,
+        member(place, "alice", hub) as alice,
+    ):
         for number in range(2 * PAGE + 3):
             secret = SigningSecret(place.entropy(32))
             if number < PAGE:
                 await alice.push(hub.identifier, ANNOUNCE, announcement(place, secret, alice).encoded)
             stranger = place.secret(f"stranger {number}")
             record = LocatorRecord.sign(stranger, hub.record.locators, number=1, now=place.clock())
-            row = (record.identifier.value, 1, record.expires, record.encoded)
-            await hub._directory._database.write(  # type: ignore[union-attr] - it is a directory
-                lambda db, row=row: (
-                    db.execute("INSERT INTO directory_nodes VALUES (?, ?, ?, ?)", row) and None
-                )
-            )
+            rows.append((record.identifier.value, 1, record.expires, record.encoded))
+        await database.write(partial(insert, rows=rows))
         async with member(place, "bob", hub) as bob:
             assert len(bob.peers()) == 2 * PAGE + 3 + 2
             assert bob._client is not None
