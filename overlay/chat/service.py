@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -301,8 +301,9 @@ class Chat:
     async def _hear(self, session: Session, events: Sequence[Event], sender: NodeIdentifier) -> None:
         """Bring together participants who do not know of each other, because they joined at the same time.
 
-        Whoever hears of a new participant from its own node carries that to those whom it did not know;
-        whoever hears of one from another node meets it, and so gets what it has said by then.
+        Whoever hears of a new participant meets it: each may have said something that the other was not
+        told, because neither knew of the other then. Whoever hears it from the newcomer's own node also
+        carries it to those whom the newcomer did not know.
         """
         if session.public not in self._sessions:  # this node is joining itself, and meets everybody then
             return
@@ -310,12 +311,12 @@ class Chat:
         # Nothing but joining is carried on: who pretends to know nobody could have all send its texts to all.
         for event in (each for each in events if isinstance(each.content, Joined)):
             author = people.get(event.author)
-            if author is not None and author.node == sender:
+            if author is None or author.node == self._node.identifier:
+                continue
+            self._reconciler.start(session, author.locator)
+            if author.node == sender:
                 strangers = await session.strangers(event)
-                me = self._node.identifier
-                self._outbox.post(session, [each for each in strangers if each.node != me], event.encoded)
-            elif author is not None:
-                self._reconciler.start(session, author.locator)
+                self._outbox.post(session, self._elsewhere(strangers), event.encoded)
 
     async def _resolve(self, text: str) -> Session:
         found = list(self._sessions.values())
@@ -334,10 +335,8 @@ class Chat:
         )
 
     async def _say(self, session: Session, content: Content) -> Event:
-        others = await self._others(session)
-
-        def carry(event: Event) -> None:
-            self._outbox.post(session, others, event.encoded)
+        def carry(event: Event, people: Sequence[Participant]) -> None:
+            self._outbox.post(session, self._elsewhere(people), event.encoded)
 
         return await session.say(content, self._node.clock(), signed=carry)
 
@@ -356,9 +355,11 @@ class Chat:
             logger.debug("a session is not announced yet: %s", error.code)
 
     async def _others(self, session: Session) -> list[Participant]:
+        return self._elsewhere((await session.people()).values())
+
+    def _elsewhere(self, people: Iterable[Participant]) -> list[Participant]:
         me = self._node.identifier
-        people = await session.people()
-        return [each for each in people.values() if not each.left and each.node != me]
+        return [each for each in people if not each.left and each.node != me]
 
     async def _names(self, session: Session) -> dict[bytes, str]:
         return {author: each.name for author, each in (await session.people()).items()}

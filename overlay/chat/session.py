@@ -177,15 +177,20 @@ class Session:
         return encoded, None if complete or not encoded else positions[len(encoded) - 1]
 
     async def say(
-        self, content: Content, at: float, *, signed: Callable[[Event], None] | None = None
+        self,
+        content: Content,
+        at: float,
+        *,
+        signed: Callable[[Event, Sequence[Participant]], None] | None = None,
     ) -> Event:
         """Sign an event of this node's participant, behind all that is known; durable when this returns.
 
         Args:
             content: what happened.
             at: seconds since 1970.
-            signed: told of the event before it is stored, so that it travels while the disk is at work.
-                What others got and this node could not store comes back from them.
+            signed: told of the event, and of all participants that it knows, before it is stored, so that
+                it travels while the disk is at work. What others got and this node could not store comes
+                back from them.
 
         Raises:
             MalformedError: the content is out of its bounds.
@@ -194,14 +199,14 @@ class Session:
             StorageError: the disk is full; nothing is kept here.
         """
         async with self._lock:
-            history = (await self._ready()).history
-            clock, parents = history.next_parents(self.author)
+            state = await self._ready()
+            clock, parents = state.history.next_parents(self.author)
             event = Event.sign(
                 self._author, session=self.public, clock=clock, parents=parents, at=at, content=content
             )
-            outcome = history.add(event)
+            outcome = state.history.add(event)
             if signed is not None:
-                signed(event)
+                signed(event, list(state.people.values()))
             await self._keep(outcome)
             return event
 

@@ -36,8 +36,15 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def encode(value: object) -> bytes:
-    """Encode one structure, or a list or map of plain values."""
-    return msgspec.msgpack.encode(value)
+    """Encode one structure, or a list or map of plain values.
+
+    Raises:
+        MalformedError: a text in it is not Unicode: it holds half of a surrogate pair.
+    """
+    try:
+        return msgspec.msgpack.encode(value)
+    except UnicodeEncodeError as error:
+        raise MalformedError("a text holds characters that are no characters: type it again") from error
 
 
 def decode(kind: type[T], data: bytes | bytearray | memoryview, *, limit: int) -> T:

@@ -128,6 +128,28 @@ async def test_those_who_join_at_the_same_time_hear_of_each_other_at_once() -> N
         assert [len(await chat.people(info.session)) for chat in chats] == [4, 4, 4, 4]
 
 
+@pytest.mark.parametrize("seed", range(8))
+async def test_what_is_said_while_somebody_joins_reaches_the_newcomer_at_once(seed: int) -> None:
+    world = World(seed, latency=Latency(0.02))
+    async with several(world, "alice", "bob") as (alice, bob):
+        info = await alice.create("Tea", "Alice")
+        invite = await alice.invite(info.session)
+
+        async def talk_till_there_is_somebody() -> int:
+            count = 0
+            while len(await alice.people(info.session)) == 1:
+                await alice.send(info.session, f"number {count}")
+                await anyio.sleep(0.002)
+                count += 1
+            return count
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(bob.join, invite, "Bob")
+            said = await talk_till_there_is_somebody()
+        with anyio.fail_after(10):  # far less than the minute between two rounds
+            await wait_for(bob, info.session, said + 3)
+
+
 async def test_follow_gives_what_was_and_what_comes_and_ends_with_leaving() -> None:
     async with several(make_world(), "alice", "bob") as (alice, bob):
         info = await meet([alice, bob], ["Alice", "Bob"])

@@ -127,3 +127,8 @@ def test_bounds_of_the_common_fields(kind: type[object], good: list[object], bad
     for value in bad:
         with pytest.raises(MalformedError):
             decode(field, encode({"x": value}), limit=LIMIT)
+
+
+def test_text_that_is_not_unicode_is_malformed() -> None:
+    with pytest.raises(MalformedError, match="no characters"):
+        encode({"text": "half a pair: \udcff"})
