@@ -117,6 +117,8 @@ def _print_items(
 
 
 def _read_stdin() -> str:
+    if sys.stdin is None:  # whoever started the command closed it
+        raise MalformedError("stdin is closed: give the message as TEXT, or something to read it from")
     data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 2)  # room for a line end that does not count
     text = data.removesuffix(b"\n").removesuffix(b"\r")
     if len(text) > MAX_TEXT_BYTES:
@@ -148,8 +150,9 @@ def _session_line(found: Mapping[str, JSON]) -> str:
 
 
 def _person_line(found: Mapping[str, JSON]) -> str:
-    you = "  (you)" if found.get("me") else ""
-    return f"{_shown(found, 'participant')}  {_shown(found, 'name')}{you}"
+    marks = {"me": "  (you)", "left": "  (left)", "connected": "  (connected)"}
+    marked = "".join(mark for key, mark in marks.items() if found.get(key))
+    return f"{_shown(found, 'participant')}  {_shown(found, 'name')}{marked}"
 
 
 def _file_line(found: Mapping[str, JSON]) -> str:

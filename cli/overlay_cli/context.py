@@ -9,6 +9,7 @@ import time
 from overlay.control.client import Client
 from overlay.control.home import Home
 from overlay.control.protocol import JSON
+from overlay.errors import NotRunningError
 from overlay_cli.output import Output
 from overlay_cli.progress import Progress
 
@@ -31,8 +32,19 @@ class Context:
         self.home = Home.locate(options.home, os.environ)
 
     def node(self, *, timeout: float | None = None) -> Client:
-        """Connect to the node that runs on the home; errors as of `Client`."""
-        return Client(self.home.control_socket, timeout=timeout)
+        """Connect to the node that runs on the home; other errors as of `Client`.
+
+        Raises:
+            NotRunningError: no node runs there; the sentence tells a home without one from no home at all.
+        """
+        try:
+            return Client(self.home.control_socket, timeout=timeout)
+        except NotRunningError as error:
+            if self.home.exists:
+                raise
+            raise NotRunningError(
+                f"{self.home.path} is no home: make one with 'overlay init', then start it with 'overlay up'"
+            ) from error
 
     def ask(self, verb: str, *, timeout: float | None = None, **args: JSON) -> dict[str, JSON]:
         """Ask the running node for one object, and show its progress; errors as of `Client.call`."""

@@ -13,6 +13,7 @@ from functools import partial
 import anyio
 
 from overlay.channel.machine import ChannelLimits
+from overlay.chat.invite import PREFIX as INVITE_PREFIX
 from overlay.chat.service import Chat
 from overlay.chat.store import CHAT_SCHEMA
 from overlay.connection import ConnectionLayer, Transport, TransportStatus
@@ -26,7 +27,7 @@ from overlay.errors import MalformedError, NotFoundError
 from overlay.identity import NodeSecret
 from overlay.locators import LocatorRecord
 from overlay.peer.node import NODE_SCHEMAS, Node, NodeOptions
-from overlay.peer.ticket import check_ticket
+from overlay.peer.ticket import Ticket, check_ticket
 from overlay_cli.context import Context
 from overlay_cli.exit_codes import DONE
 from overlay_cli.output import Output, printable
@@ -79,7 +80,7 @@ def choose_config(options: argparse.Namespace, home: Home) -> Config:
     if options.torrc and options.tor_control:
         raise MalformedError("--torrc is for the node's own tor, --tor-control for another: give one of them")
     if options.join:
-        check_ticket(options.join)
+        _check_ticket(options.join)
     told = replace(
         remembered,
         join=options.join or remembered.join,
@@ -154,10 +155,16 @@ def _remember_port(home: Home, node: Node) -> None:
 def _directory_to_join(config: Config, secret: NodeSecret) -> LocatorRecord | None:
     if not config.join:
         return None
-    record = check_ticket(config.join).directory
+    record = _check_ticket(config.join).directory
     if record.identifier == secret.identifier:
         raise MalformedError("this ticket leads to this very node: a directory needs no --join")
     return record
+
+
+def _check_ticket(text: str) -> Ticket:
+    if text.lstrip().lower().startswith(INVITE_PREFIX):
+        raise MalformedError("this is an invite: use it with 'overlay chat join'")
+    return check_ticket(text)
 
 
 async def _stop_on_signal(runtime: Runtime) -> None:

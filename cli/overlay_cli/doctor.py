@@ -24,6 +24,8 @@ OLDEST_TOR = (0, 4, 6)
 """The first without v2 onion services; all that are maintained are newer."""
 RELEASED = 1_780_000_000.0
 """When this version was made, roughly, in seconds since 1970: no right clock shows an earlier time."""
+TOR_PROGRAM = "tor-program"
+"""The check of the installed program; the transport's own is `tor`."""
 TOR_TIMEOUT = 10.0
 """Seconds for `tor --version`, which takes a few milliseconds."""
 
@@ -46,7 +48,7 @@ def doctor(options: argparse.Namespace, output: Output) -> int:
         mark = output.styled("ok", "green") if finding.code == DONE else output.styled("no", "red")
         output.data(
             {"check": finding.check, "ok": finding.code == DONE, "detail": finding.detail},
-            f"{mark}  {finding.check:10} {printable(finding.detail)}",
+            f"{mark}  {finding.check:11} {printable(finding.detail)}",
         )
     return first
 
@@ -66,7 +68,7 @@ def _examine(context: Context) -> Iterator[Finding]:
         return
     yield Finding("config", f"transports: {', '.join(config.transports)}")
     if "tor" in config.transports:
-        yield _guarded("tor", lambda: _tor(config))
+        yield _guarded(TOR_PROGRAM, lambda: _tor(config))
     yield from _running(context)
 
 
@@ -112,10 +114,10 @@ def _tor(config: Config) -> Finding:
     missing = [name for name in ("stem", "socks") if importlib.util.find_spec(name) is None]
     if missing:
         return Finding(
-            "tor", f"{missing[0]} is missing: install overlay-p2p with its extra 'tor'", UNAVAILABLE
+            TOR_PROGRAM, f"{missing[0]} is missing: install overlay-p2p with its extra 'tor'", UNAVAILABLE
         )
     if config.tor_control:
-        return Finding("tor", f"the one at {config.tor_control}")
+        return Finding(TOR_PROGRAM, f"the one at {config.tor_control}")
     # Imported now that the libraries that it needs are known to be there.
     program: str = importlib.import_module("overlay.transports.tor.process").find_program("tor")
     return _tor_version(program)
@@ -128,14 +130,16 @@ def _tor_version(program: str) -> Finding:
         )
     except (OSError, subprocess.SubprocessError):
         return Finding(
-            "tor", f"{program} does not run: install your system's package 'tor' again", UNAVAILABLE
+            TOR_PROGRAM, f"{program} does not run: install your system's package 'tor' again", UNAVAILABLE
         )
     found = re.search(r"\b(\d+)\.(\d+)\.(\d+)(?:\.\d+)*", done.stdout)
     if found is None or tuple(map(int, found.groups())) < OLDEST_TOR:
         return Finding(
-            "tor", f"{program} is too old: install {'.'.join(map(str, OLDEST_TOR))} or newer", UNAVAILABLE
+            TOR_PROGRAM,
+            f"{program} is too old: install {'.'.join(map(str, OLDEST_TOR))} or newer",
+            UNAVAILABLE,
         )
-    return Finding("tor", found.group())
+    return Finding(TOR_PROGRAM, found.group())
 
 
 def _running(context: Context) -> Iterator[Finding]:

@@ -24,22 +24,28 @@ def main(arguments: list[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else arguments
     make_encodable(sys.stdout, sys.stderr)
-    output = Output(as_json="--json" in given, quiet="--quiet" in given)
+    options = _before_end_of_options(given)  # an error of the parser itself heeds them, too
+    output = Output(as_json="--json" in options, quiet="--quiet" in options)
     try:
         return _run(given, output)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort: no user is shown a traceback unasked
-        if "--verbose" in given:
+        if "--verbose" in options:
             traceback.print_exc()
         return _tell(output, _first(error))
 
 
 def _run(arguments: list[str], output: Output) -> int:
     options = parse(arguments)
+    output.as_json, output.quiet = options.json, options.quiet
     module, _, function = options.run.partition(":")
     code: int = getattr(importlib.import_module(f"overlay_cli.{module}"), function)(options, output)
     return code
+
+
+def _before_end_of_options(arguments: list[str]) -> list[str]:
+    return arguments[: arguments.index("--")] if "--" in arguments else arguments
 
 
 def _tell(output: Output, error: Exception) -> int:

@@ -163,3 +163,4 @@ def _relays(text: str) -> int:
 
 _seconds.__name__ = "number of seconds"  # argparse puts these into its sentence
 _count.__name__ = "count"
+_relays.__name__ = "number of relays"

@@ -63,7 +63,13 @@ class Home:
 
     @classmethod
     def locate(cls, given: str | None, environ: Mapping[str, str]) -> Home:
-        """Find the home: `given`, else the variable `OVERLAY_HOME`, else the platform's data folder."""
+        """Find the home: `given`, else the variable `OVERLAY_HOME`, else the platform's data folder.
+
+        Raises:
+            MalformedError: `given` is empty, as when a script's variable is not set.
+        """
+        if given == "":
+            raise MalformedError("the home that was given is empty: name a folder, or give none")
         chosen = given or environ.get("OVERLAY_HOME")
         return cls(Path(chosen).expanduser() if chosen else _data_folder(environ) / "overlay")
 

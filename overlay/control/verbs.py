@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
-from overlay.chat.invite import MAX_INVITE_BYTES
 from overlay.chat.service import DEFAULT_LAST
-from overlay.chat.texts import MAX_NAME_BYTES, MAX_TEXT_BYTES, MAX_TITLE_BYTES
+from overlay.chat.texts import MAX_TITLE_BYTES
 from overlay.chat.views import Entry, Person, PostedFile, SessionInfo
 from overlay.control.choose import Choice, choose
 from overlay.control.protocol import JSON
 from overlay.control.runtime import Runtime
 from overlay.control.server import Answers, Arguments, Handler, Handlers, NoArguments
+from overlay.errors import MalformedError
 from overlay.peer.node import PeerStatus
+from overlay.peer.ticket import TICKET_PREFIX
 
 MAX_WAIT_SECONDS = 86_400.0
 MAX_PATH_LENGTH = 4096
@@ -27,7 +28,8 @@ Choosing = Annotated[str, Meta(min_length=1, max_length=4 * MAX_TITLE_BYTES)]
 """A session or file as a person names it; `overlay.control.choose` reads it."""
 AbsolutePath = Annotated[str, Meta(pattern="^/", max_length=MAX_PATH_LENGTH)]
 """The node's own working folder means nothing to the program that asks."""
-GivenName = Annotated[str, Meta(max_length=MAX_NAME_BYTES)]
+CheckedByChat: TypeAlias = str
+"""No bound of its own: a line of the control protocol bounds it, and the chat refuses it in better words."""
 
 
 class StatusArguments(Arguments, frozen=True):
@@ -39,15 +41,15 @@ class StatusArguments(Arguments, frozen=True):
 class CreateArguments(Arguments, frozen=True):
     """`name`: how the user is called in the session; empty takes the home's."""
 
-    title: Annotated[str, Meta(max_length=MAX_TITLE_BYTES)]
-    name: GivenName = ""
+    title: CheckedByChat
+    name: CheckedByChat = ""
 
 
 class JoinArguments(Arguments, frozen=True):
     """`invite`: the token; `name` as in `CreateArguments`."""
 
-    invite: Annotated[str, Meta(max_length=4 * MAX_INVITE_BYTES)]
-    name: GivenName = ""
+    invite: CheckedByChat
+    name: CheckedByChat = ""
 
 
 class SessionArguments(Arguments, frozen=True):
@@ -59,7 +61,7 @@ class SessionArguments(Arguments, frozen=True):
 class SendArguments(SessionArguments, frozen=True):
     """`text`: the message."""
 
-    text: Annotated[str, Meta(max_length=MAX_TEXT_BYTES)]
+    text: CheckedByChat
 
 
 class ReadArguments(SessionArguments, frozen=True):
@@ -186,7 +188,13 @@ class ChatVerbs:
         return {"session": session, "invite": await self._runtime.services.chat.invite(session)}
 
     async def join(self, args: JoinArguments, _answers: Answers) -> JSON:
-        """Join a session."""
+        """Join a session; other errors as of `Chat.join`.
+
+        Raises:
+            MalformedError: the token is no invite.
+        """
+        if args.invite.lstrip().lower().startswith(TICKET_PREFIX):
+            raise MalformedError("this is a ticket: use it with 'overlay up --join'")
         return _session(await self._runtime.services.chat.join(args.invite, self._name(args.name)))
 
     async def people(self, args: SessionArguments, answers: Answers) -> JSON:

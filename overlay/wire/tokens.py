@@ -15,6 +15,8 @@ from overlay.errors import MalformedError
 
 CHECKSUM_BYTES = 4
 
+_DAMAGED = "this token is damaged: copy it again, whole"
+
 
 def base32(data: bytes) -> str:
     """Lower-case base32 (RFC 4648) without padding."""
@@ -61,10 +63,13 @@ def parse_token(prefix: str, text: str, *, limit: int) -> bytes:
         raise MalformedError(f"this token does not begin with '{prefix}'")
     if len(compact) > len(prefix) + (limit + CHECKSUM_BYTES) * 8 // 5 + 1:
         raise MalformedError("this token is too long")
-    data = unbase32(compact[len(prefix) :])
+    try:
+        data = unbase32(compact[len(prefix) :])
+    except MalformedError as error:  # mistyped, or cut where base32 never ends
+        raise MalformedError(_DAMAGED) from error
     payload, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if len(data) <= CHECKSUM_BYTES or checksum != _checksum(prefix, payload):
-        raise MalformedError("this token is damaged: copy it again, whole")
+        raise MalformedError(_DAMAGED)
     return payload
 
 

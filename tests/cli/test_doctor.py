@@ -52,7 +52,7 @@ def test_tor(overlay: Command, home: Home, tmp_path: Path, script: str, expected
     assert home.exists
     code, found = findings(overlay, PATH=fake_tor(tmp_path, script))
     assert code == expected[0]
-    assert expected[1] in found["tor"]["detail"]
+    assert expected[1] in found["tor-program"]["detail"]
 
 
 def test_what_others_can_read(overlay: Command, home: Home) -> None:

@@ -119,7 +119,20 @@ def test_without_a_node(overlay: Command, words: list[str]) -> None:
     done = overlay("--json", *words)
     assert (done.code, done.out) == (3, "")
     assert done.error["code"] == "not-running"
+    assert "overlay init" in done.error["message"]
     assert "overlay up" in done.error["message"]
+
+
+def test_without_a_node_on_a_home(overlay: Command, home: Home) -> None:
+    done = overlay("status")
+    assert (done.code, str(home.path) in done.err) == (3, True)
+    assert "overlay init" not in done.err
+
+
+def test_an_empty_home_is_none(overlay: Command) -> None:
+    done = overlay("--home", "", "init")
+    assert (done.code, done.out) == (2, "")
+    assert "empty" in done.err
 
 
 @pytest.mark.parametrize("words", [["up"], ["id"]])
@@ -177,8 +190,9 @@ def test_init_where_nothing_can_be_written(overlay: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["--join", "ovt1damaged"], 2, ""),
+        (["--join", "ovt1damaged"], 2, "copy it again"),
         (["--join", "nonsense"], 2, "token"),
+        (["--join", " OVI1whatever"], 2, "overlay chat join"),
         (["--listen", "nowhere"], 2, "HOST:PORT"),
         (["--listen", "example.org:80"], 2, "not looked up"),
         (["--transport", "tor", "--transport", "tcp"], 6, "reveal"),
@@ -366,6 +380,40 @@ def test_a_message_that_is_too_long_or_no_text(overlay: Command, stdin: bytes) -
     done = overlay("chat", "send", "room", "-", stdin=stdin)
     assert done.code == 2
     assert "as a file" in done.err
+
+
+@pytest.mark.parametrize("option", ["--json", "--quiet", "--verbose"])
+def test_an_option_after_the_end_of_options_is_text(overlay: Command, scripted: Start, option: str) -> None:
+    texts = []
+
+    async def send(args: SendArguments, _answers: Answers) -> JSON:
+        texts.append(args.text)
+        raise RefusedError("because")
+
+    scripted({"chat.send": Handler(SendArguments, send)})
+    done = overlay("chat", "send", "room", "--", option)
+    assert (done.code, done.err, texts) == (6, "overlay: because\n", [option])
+
+
+def test_a_message_from_a_stdin_that_is_closed(overlay: Command) -> None:
+    closing = ["sh", "-c", 'exec "$@" <&-', "sh", *overlay.arguments("chat", "send", "room", "-")]
+    done = subprocess.run(closing, capture_output=True, env=overlay.environ, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"overlay: stdin is closed")
+
+
+def test_people_are_marked(overlay: Command, scripted: Start) -> None:
+    people: tuple[JSON, ...] = (
+        {"participant": "a", "name": "Ann", "me": True},
+        {"participant": "b", "name": "Bob", "connected": True},
+        {"participant": "c", "name": "Cid", "left": True, "connected": False},
+    )
+    scripted({"chat.people": answering(None, people)})
+    assert overlay("chat", "people", "room").out.splitlines() == [
+        "a  Ann  (you)",
+        "b  Bob  (connected)",
+        "c  Cid  (left)",
+    ]
 
 
 @pytest.mark.parametrize(("path", "code"), [("nothing-here", 7), (".", 6)])

@@ -60,6 +60,11 @@ def test_text_that_looks_like_an_option_comes_after_two_dashes() -> None:
     assert parse(["chat", "send", "s", "-"]).text == "-"
 
 
+def test_a_wrong_number_of_relays_is_called_so() -> None:
+    with pytest.raises(MalformedError, match="invalid number of relays value: 'x'"):
+        parse(["testnet", "tor", "--relays", "x"])
+
+
 @pytest.mark.parametrize(
     "command",
     [

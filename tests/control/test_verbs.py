@@ -17,7 +17,13 @@ from overlay.control.protocol import JSON, Answer
 from overlay.control.runtime import Runtime, Services
 from overlay.control.server import Answers
 from overlay.control.verbs import DEFAULT_NAME, bind
-from overlay.errors import NotFoundError, OverlayError, RefusedError, TransportUnavailableError
+from overlay.errors import (
+    MalformedError,
+    NotFoundError,
+    OverlayError,
+    RefusedError,
+    TransportUnavailableError,
+)
 from overlay.testing.nodes import World, introduce
 
 
@@ -107,6 +113,26 @@ async def test_a_session_from_create_to_leave(pair: tuple[Caller, Caller]) -> No
     assert len(await ann.items("chat.list")) == 1
 
 
+@pytest.mark.parametrize(
+    ("verb", "args", "sentence"),
+    [
+        ("chat.send", {"session": "Club", "text": "x" * 32_769}, "post a longer one as a file"),
+        ("chat.create", {"title": "x" * 201}, "a title has at most 200 bytes"),
+        ("chat.create", {"title": "t", "name": "x" * 101}, "a name has at most 100 bytes"),
+        ("chat.join", {"invite": "ovi1" + "a" * 100_000}, "too long"),
+        ("chat.join", {"invite": "ovt1whatever"}, "this is a ticket: use it with 'overlay up --join'"),
+    ],
+)
+async def test_what_is_too_long_or_of_another_kind_is_told_in_a_sentence(
+    pair: tuple[Caller, Caller], verb: str, args: dict[str, JSON], sentence: str
+) -> None:
+    ann, _ = pair
+    await ann.call("chat.create", title="Club")
+    with pytest.raises(MalformedError, match=sentence):
+        await ann.call(verb, **args)
+    assert len(await ann.items("chat.list")) == 1
+
+
 async def test_a_name_that_is_given_counts_more(pair: tuple[Caller, Caller]) -> None:
     assert (await pair[0].call("chat.create", title="Club", name="Queen"))["name"] == "Queen"
 
@@ -160,7 +186,7 @@ async def test_before_the_node_is_there_only_some_verbs_answer() -> None:
         ("chat.get", {"session": "x", "file": "", "path": "/x"}),
         ("chat.read", {"session": "x", "last": -1}),
         ("chat.read", {"session": "x", "follow": 1}),
-        ("chat.send", {"session": "x", "text": "x" * 40_000}),
+        ("chat.send", {"session": "x" * 801, "text": "x"}),
         ("ticket", {"surplus": 1}),
     ],
 )

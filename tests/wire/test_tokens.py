@@ -66,7 +66,7 @@ def test_a_mistyped_or_cut_token_is_refused(payload: bytes, data: st.DataObject)
         st.sampled_from("abcdefghijklmnopqrstuvwxyz234567").filter(lambda letter: letter != text[at])
     )
     for bad in (text[:at], text[:at] + other + text[at + 1 :], text[:at] + text[at + 1 :]):
-        with pytest.raises(MalformedError):
+        with pytest.raises(MalformedError, match="this token is damaged: copy it again, whole"):
             parse_token("t-", bad, limit=LIMIT)
 
 

@@ -232,7 +232,10 @@ class ControlConnection:
         elif method.COOKIE in offered:
             await self._authenticate_cookie(stem.connection.authenticate_cookie, reply.cookie_path)
         else:
-            raise TransportUnavailableError("this tor wants a control password, and none was given")
+            raise TransportUnavailableError(
+                "this tor wants a control password, and none was given: pass it "
+                "(the overlay command takes it from OVERLAY_TOR_PASSWORD)"
+            )
 
     async def _authenticate_password(self, password: str) -> None:
         try:
