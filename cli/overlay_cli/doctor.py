@@ -114,7 +114,7 @@ def _tor(config: Config) -> Finding:
     missing = [name for name in ("stem", "socks") if importlib.util.find_spec(name) is None]
     if missing:
         return Finding(
-            TOR_PROGRAM, f"{missing[0]} is missing: install overlay-p2p with its extra 'tor'", UNAVAILABLE
+            TOR_PROGRAM, f"{missing[0]} is missing: run pip install 'overlay-p2p[tor]'", UNAVAILABLE
         )
     if config.tor_control:
         return Finding(TOR_PROGRAM, f"the one at {config.tor_control}")

@@ -53,7 +53,7 @@ def _tell(output: Output, error: Exception) -> int:
         case ModuleNotFoundError(name="stem" | "socks" as name):
             return _tell(
                 output,
-                TransportUnavailableError(f"'{name}' is missing: install overlay-p2p with its extra 'tor'"),
+                TransportUnavailableError(f"'{name}' is missing: run pip install 'overlay-p2p[tor]'"),
             )
         case OverlayError():
             output.error(error)

@@ -218,7 +218,7 @@ def test_up_without_the_libraries_of_tor(overlay: Command, home: Home) -> None:
     command = [sys.executable, "-c", f"{without}; sys.exit(main(['up', '--json']))"]
     done = subprocess.run(command, capture_output=True, env=overlay.environ, check=False)
     assert (done.returncode, done.stdout) == (4, b"")
-    assert "extra 'tor'" in json.loads(done.stderr)["error"]["message"]
+    assert "pip install 'overlay-p2p[tor]'" in json.loads(done.stderr)["error"]["message"]
     assert not home.locked
 
 
