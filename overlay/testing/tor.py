@@ -44,6 +44,8 @@ REPLY_TIMEOUT = 20.0
 _POLL = 0.1
 _AUTHORITY = "auth0"
 _CERTIFICATE_PASSPHRASE = b"private\n"  # tor-gencert wants one; the key signs nothing but this network
+_BANDWIDTH_PERIOD = 900  # seconds of one value in tor's bandwidth history
+_BANDWIDTH = 20_000_000  # bytes a second; an authority believes 10 MB/s at most
 _CACHES = ("cached-certs", "cached-microdesc-consensus", "cached-microdescs*")
 
 COMMON_LINES = (
@@ -200,6 +202,7 @@ class PrivateTorNetwork:
             for name, port in zip(names, ports, strict=True):
                 directory = self.directory / name
                 lines = _node_lines(directory, common, port, directory_port, self._clock())
+                _remember_bandwidth(directory, self._clock())
                 started.append((directory, await attempt.enter_async_context(launch_tor(lines, directory))))
             nodes = [_Node(*node, await _connect(*node, controls)) for node in started]
             stack.push_async_exit(attempt.pop_all())
@@ -298,6 +301,27 @@ def _node_lines(
         lines += [*_AUTHORITY_LINES, f"DirPort 127.0.0.1:{directory_port}"]
         lines.append(f"TestingV3AuthVotingStartOffset {offset}")
     return lines
+
+
+def _remember_bandwidth(directory: Path, now: float) -> None:
+    """Have a relay say from the start that it has carried more than an authority believes.
+
+    All then weigh the same in every consensus. By their own measurements, after some minutes one has carried
+    something and others have not, and clients would choose that one for every hop.
+    """
+    ended = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(now))
+    lines = [
+        f"BWHistory{way}{what} {value}"
+        for way in ("Read", "Write")
+        for what, value in (
+            ("Ends", ended),
+            ("Interval", _BANDWIDTH_PERIOD),
+            ("Values", _BANDWIDTH_PERIOD * _BANDWIDTH),
+            ("Maxima", _BANDWIDTH),
+        )
+    ]
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(directory / "state", "".join(f"{line}\n" for line in lines).encode())
 
 
 async def _connect(directory: Path, process: TorProcess, stack: AsyncExitStack) -> ControlConnection:

@@ -41,6 +41,14 @@ def test_client_torrc_names_no_place_of_a_client(tor_network: PrivateTorNetwork)
     assert not {"DataDirectory", "SocksPort", "ControlPort", "ControlSocket"} & options
 
 
+def test_no_relay_weighs_more_than_another(tor_network: PrivateTorNetwork) -> None:
+    consensus = (tor_network.directory / "auth0" / "cached-microdesc-consensus").read_text(encoding="ascii")
+    weights = [line for line in consensus.splitlines() if line.startswith("w ")]
+    assert len(weights) == 4
+    # What they claim is above what an authority believes, so what they carry later makes no difference.
+    assert set(weights) == {"w Bandwidth=10000 Unmeasured=1"}
+
+
 def test_cancelled_network_leaves_nothing(
     tor_network: PrivateTorNetwork, processes_of: FindProcesses
 ) -> None:
