@@ -9,7 +9,7 @@ dials nothing that would show it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -37,6 +37,8 @@ class Properties:
         half_closes: the way back stays open after `send_eof`; otherwise `send_eof` ends both directions.
         round_trip: seconds that a small request and its answer usually take.
         dial_timeout: seconds after which a dial counts as failed.
+        isolation_delay: seconds that a new isolation token costs beside the dial itself. Where it is much,
+            connections that show who calls anyway do without a token.
     """
 
     hides_sender: bool
@@ -49,6 +51,7 @@ class Properties:
     half_closes: bool
     round_trip: float
     dial_timeout: float
+    isolation_delay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +162,12 @@ class Listener(ABC):
         await self.aclose()
 
 
-class Transport(ABC):
-    """One way of carrying connections. Used as an async context manager, which starts and stops it.
+class Carrier(ABC):
+    """What all ways of carrying something have in common. An async context manager that starts and stops it.
 
-    Entering waits until the transport is ready to dial and listen, and raises
-    `TransportUnavailableError` when it cannot become so; meanwhile and afterwards `status` says where it
-    stands and observers are told of each change. Leaving ends every process and task that it started.
+    Entering waits until it is ready, and raises `TransportUnavailableError` when it cannot become so;
+    meanwhile and afterwards `status` says where it stands and observers are told of each change. Leaving
+    ends every process and task that it started; afterwards it may be entered again.
     """
 
     def __init__(self) -> None:
@@ -174,16 +177,54 @@ class Transport(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The word for it on the command line: `tor`, `tcp`, `memory`."""
+        """The word for it on the command line: `tor`, `i2p`, `tcp`, `memory`."""
 
     @property
     @abstractmethod
     def properties(self) -> Properties:
-        """What its connections give."""
+        """What it gives."""
 
     @abstractmethod
     def carries(self, locator: NodeLocator) -> bool:
-        """Tell whether `locator` is of a kind that this transport can dial."""
+        """Tell whether `locator` is of a kind that this carrier can reach."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What there is to know beside the status, for people: each fact with its name; no secrets."""
+        return {}
+
+    @property
+    def status(self) -> TransportStatus:
+        """Where it stands now."""
+        return self._status
+
+    def observe(self, observer: Callable[[TransportStatus], None]) -> None:
+        """Have `observer` called, in the event loop's thread, with each new status."""
+        self._observers.append(observer)
+
+    def _report(self, status: TransportStatus) -> None:
+        self._status = status
+        for observer in self._observers:
+            observer(status)
+
+    async def __aenter__(self) -> Self:
+        """Start. The default suits those that need no process or session of their own."""
+        self._report(TransportStatus("ready", progress=100))
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Stop."""
+        self._report(TransportStatus("stopped"))
+        return None
+
+
+class Transport(Carrier):
+    """One way of carrying connections: byte streams both ways."""
 
     @abstractmethod
     async def connect(self, locator: NodeLocator, *, isolation: bytes = b"") -> Connection:
@@ -191,8 +232,9 @@ class Transport(ABC):
 
         Args:
             locator: where to; `carries` it.
-            isolation: connections with different tokens must not be linkable by the network: they share
-                no circuit. Transports that hide nothing ignore it.
+            isolation: connections with different tokens must not be linkable by the network, nor by those
+                whom they reach: they share no circuit and no address. Without a token the receiver may see
+                an address that this transport listens on. Transports that hide nothing ignore it.
 
         Returns:
             the open connection, which the caller closes.
@@ -211,34 +253,53 @@ class Transport(ABC):
             TransportUnavailableError: the address is taken, or the service could not be published.
         """
 
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A message that came by a `MessageTransport`.
+
+    Attributes:
+        body: what was sent.
+        sender: where an answer may be sent to, proved by the network; None where it came without.
+    """
+
+    body: bytes
+    sender: NodeLocator | None
+
+
+class MessageTransport(Carrier):
+    """An asynchronous connection: messages one way, of which any may be lost, doubled or overtaken.
+
+    An answer comes another way, or to `Parcel.sender`. Its properties say `synchronous=False`.
+    """
+
     @property
-    def status(self) -> TransportStatus:
-        """Where the transport stands now."""
-        return self._status
+    @abstractmethod
+    def locator(self) -> NodeLocator:
+        """Where messages to this side are sent; it does not change while it is entered."""
 
-    def observe(self, observer: Callable[[TransportStatus], None]) -> None:
-        """Have `observer` called, in the event loop's thread, with each new status."""
-        self._observers.append(observer)
+    @property
+    @abstractmethod
+    def max_bytes(self) -> int:
+        """Bytes of the longest message."""
 
-    def _report(self, status: TransportStatus) -> None:
-        self._status = status
-        for observer in self._observers:
-            observer(status)
+    @abstractmethod
+    async def send(self, locator: NodeLocator, body: bytes) -> None:
+        """Hand a message to the network; when this returns, nothing is known of its arrival.
 
-    async def __aenter__(self) -> Self:
-        """Start. The default suits transports that need no process or session of their own."""
-        self._report(TransportStatus("ready", progress=100))
-        return self
+        Raises:
+            MalformedError: longer than `max_bytes`.
+            UnreachableError: the network does not know the locator.
+            TransportUnavailableError: the transport itself does not work at the moment.
+        """
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        """Stop."""
-        self._report(TransportStatus("stopped"))
-        return None
+    @abstractmethod
+    async def receive(self) -> Parcel:
+        """Wait for the next message; a cancelled wait loses none.
+
+        Raises:
+            TransportUnavailableError: the transport was stopped.
+        """
 
 
 class ConnectionLayer:
