@@ -321,9 +321,14 @@ class ConnectionLayer:
 
     def dials(self, locator: NodeLocator) -> Properties | None:
         """What dialling `locator` would give; None where nothing carries it, or policy forbids it."""
+        carrier = self.carrier(locator)
+        return None if carrier is None else carrier.properties
+
+    def carrier(self, locator: NodeLocator) -> Transport | None:
+        """The transport that `connect` dials `locator` over; None where none may."""
         for transport in self.transports:
             if transport.carries(locator) and self._allowed(transport):
-                return transport.properties
+                return transport
         return None
 
     def may_publish(self, transport: Transport) -> bool:

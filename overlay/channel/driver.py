@@ -167,6 +167,16 @@ class Channel:
         """Why the channel ended: a `ProtocolViolationError` if the peer broke the protocol; None before."""
         return self._error
 
+    @property
+    def lost(self) -> bool:
+        """Whether its connection ended, or the peer fell silent, before either side had said goodbye."""
+        return self._machine.lost
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the peer was asked for a sign of life and has not given one yet."""
+        return self._machine.quiet
+
     async def wait_closed(self) -> None:
         """Wait until the channel has ended and its connection is closed."""
         await self._gone.wait()

@@ -146,6 +146,7 @@ class ChannelMachine:
         self.made_room = False  # the last bytes to send left half a queue free, or ended an exchange
         self.closed = False  # nothing more is sent
         self.peer_gone = False  # nothing more comes
+        self.lost = False  # the connection ended, or the peer fell silent, before either side had said CLOSE
 
     # The application's side
 
@@ -330,6 +331,7 @@ class ChannelMachine:
     def receive_eof(self) -> list[Event]:
         """Take the end of the connection, which without a CLOSE before it is never a clean one."""
         self.peer_gone = True
+        self.lost = self.lost or self._ending is None
         return self._forget(ClosedError("the connection to the peer was lost"))
 
     def _receive_frame(self, frame: Frame, now: float) -> Event | None:
@@ -416,6 +418,11 @@ class ChannelMachine:
 
     # Time
 
+    @property
+    def quiet(self) -> bool:
+        """Whether a heartbeat is due or was asked for, and nothing was heard since."""
+        return self._silent_intervals > 0
+
     def next_timer(self) -> float:
         """When `handle_timer` is due; `math.inf` for never."""
         if self._ending is not None:
@@ -442,6 +449,7 @@ class ChannelMachine:
         if self._silent_intervals < DEAD_AFTER_INTERVALS:
             self._ping_due = True
             return []
+        self.lost = True
         return self._forget(ClosedError("the peer has been silent for too long"))
 
     def _idle_at(self) -> float:

@@ -10,48 +10,34 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from overlay.channel.driver import Channel, Exchange, initiate, respond
+from overlay.channel.driver import Channel, Exchange, respond
 from overlay.channel.machine import MAX_REMOTE_EXCHANGES, ChannelLimits
-from overlay.connection import Connection, ConnectionLayer, Listener, Properties
+from overlay.connection import Connection, ConnectionLayer, Listener
 from overlay.errors import (
     ClosedError,
     OverlayError,
     ProtocolViolationError,
-    RefusedError,
     StorageError,
     TransportUnavailableError,
     UnreachableError,
-    VerificationError,
 )
 from overlay.identity import Entropy, NodeIdentifier, NodeSecret
-from overlay.locators import LocatorRecord
+from overlay.locators import NodeLocator
 from overlay.peer.accept import Accept
+from overlay.peer.dialling import Dialler
 from overlay.peer.locator_manager import LocatorManager
 from overlay.peer.reputation import ReputationManager
+from overlay.peer.routes import RouteBook
 
 logger = logging.getLogger(__name__)
-
-DIAL_ATTEMPTS = 3
-"""Each on circuits of its own: a path that does not work is not tried twice (a dead relay stays listed)."""
-
-DIAL_DEADLINE = 120.0
-"""Seconds for all attempts to reach one node; a first dial over Tor may take 60."""
-
-DIAL_ROUND_TRIPS = 15
-LEAST_PATIENCE = 5.0
-"""The first attempt is given so many of the transport's usual round trips, and so many seconds at least; each
-further one twice as much, up to what the transport calls a failed dial. A dial that begins while a service is
-away hangs to its end, so the first limit decides how long an outage seems to last."""
-
-DIAL_PAUSE = 1.0
-"""Seconds before the second attempt, doubled for each further one, plus up to as much again at random."""
 
 MAX_HANDSHAKES = 64
 """Incoming connections that have not said who they are; one more, and one of them at random is dropped. An
@@ -68,8 +54,9 @@ MAX_DIALLED = 256
 """Channels that this node opened, likewise. Both together stay well below the 1,024 descriptors that a
 process usually has."""
 
-MAX_OF_NODE = 4
-"""Channels that a node has without being taken for one that crowds others out: a lane each, and a spare."""
+MAX_OF_NODE = 6
+"""Channels that a node has without being taken for one that crowds others out: a lane each, twice where a
+network has died and this side does not know yet."""
 
 MAX_SERVED = 4 * MAX_REMOTE_EXCHANGES
 """Requests of one channel that are worked on at once. Who resets an exchange may open the next one before
@@ -93,6 +80,15 @@ Contact = Callable[[NodeIdentifier], Coroutine[Any, Any, None]]
 
 _Served = dict[anyio.CancelScope, NodeIdentifier | None]
 """What ends each channel, and whose it is, in the order of their beginning; None for who stays anonymous."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """A channel, the network that carries it, and where it was dialled: nowhere if the peer called."""
+
+    channel: Channel
+    network: str
+    locator: NodeLocator | None = None
 
 
 class _Dial:
@@ -125,7 +121,7 @@ class ChannelPool:
 
     Attributes:
         contacts: each is told of every node that a new channel shows to be there.
-        departures: each is told of every node whose interactive channel ended.
+        departures: each is told of every node whose last interactive channel ended.
     """
 
     def __init__(
@@ -141,14 +137,17 @@ class ChannelPool:
         limits: ChannelLimits,
     ) -> None:
         self._secret = secret
-        self._layer = layer
         self._locators = locators
         self._reputation = reputation
         self._accept = accept
         self._entropy = entropy
         self._clock = clock
         self._limits = limits
-        self._channels: dict[tuple[NodeIdentifier, Lane], Channel] = {}
+        self._book = RouteBook()
+        self._dialler = Dialler(
+            secret=secret, layer=layer, locators=locators, book=self._book, entropy=entropy, limits=limits
+        )
+        self._links: dict[tuple[NodeIdentifier, Lane], list[_Link]] = {}
         self._dials: dict[tuple[NodeIdentifier, Lane], _Dial] = {}
         self._handshakes: dict[int, anyio.CancelScope] = {}
         self._incoming: _Served = {}
@@ -157,15 +156,11 @@ class ChannelPool:
         self.contacts: list[Contact] = []
         self.departures: list[Callable[[NodeIdentifier], None]] = []
 
-    async def run(
-        self, listeners: Sequence[Listener], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Serve `listeners` and every channel until cancelled; then all channels are closed."""
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Open and serve channels until cancelled; then all of them are closed."""
         try:
             async with anyio.create_task_group() as group:
                 self._group = group
-                for listener in listeners:
-                    group.start_soon(self._listen, listener)
                 task_status.started()
                 await anyio.sleep_forever()
         finally:
@@ -173,108 +168,8 @@ class ChannelPool:
             for dial in self._dials.values():
                 dial.done.set()
 
-    def connected(self, node: NodeIdentifier) -> bool:
-        """Tell whether an interactive channel to `node` is open."""
-        return self._warm(node, Lane.INTERACTIVE) is not None
-
-    async def channel(self, node: NodeIdentifier, lane: Lane) -> tuple[Channel, bool]:
-        """Find an open channel to `node`, or open one.
-
-        Returns:
-            the channel, and whether it was open before: then it may have died without our knowing.
-
-        Raises:
-            NotFoundError: nobody knows where the node is reached.
-            UnreachableError: it did not answer at any of its locators.
-            RefusedError: reaching it would show where this node is.
-            VerificationError, ProtocolViolationError: somebody else answers at its locators.
-            TransportUnavailableError: this side of a transport does not work, and no other reached it.
-            ClosedError: this node is shutting down.
-        """
-        warm = self._warm(node, lane)
-        if warm is not None:
-            return warm, True
-        dial = self._dials.get((node, lane))
-        if dial is None:
-            if self._group is None:
-                raise ClosedError("this node does not run")
-            dial = self._dials[node, lane] = _Dial()
-            self._group.start_soon(self._run_dial, node, lane, dial)
-        return await dial.result(), False
-
-    def _warm(self, node: NodeIdentifier, lane: Lane) -> Channel | None:
-        channel = self._channels.get((node, lane))
-        return None if channel is None or channel.closed else channel
-
-    # --- opening
-
-    async def _run_dial(self, node: NodeIdentifier, lane: Lane, dial: _Dial) -> None:
-        try:
-            with anyio.fail_after(DIAL_DEADLINE):
-                dial.channel = await self._dial(node, lane)
-            self._reputation.note(node, "answered", self._clock())  # who only calls here earns nothing by it
-            self._adopt(dial.channel, node, lane)
-        except TimeoutError:
-            dial.error = UnreachableError("the other node did not answer in time; it may be offline")
-        except OverlayError as error:
-            dial.error = error
-        finally:
-            del self._dials[node, lane]
-            dial.done.set()
-        if isinstance(dial.error, UnreachableError):
-            self._reputation.note(node, "unreachable", self._clock())
-
-    async def _dial(self, node: NodeIdentifier, lane: Lane) -> Channel:
-        record = await self._locators.resolve(node)
-        pause = DIAL_PAUSE
-        for attempt in range(DIAL_ATTEMPTS):
-            try:
-                return await self._try_locators(record, lane, attempt)
-            except (UnreachableError, VerificationError, ProtocolViolationError):
-                # Somebody else may have its old address by now: the model may know the new one.
-                if attempt + 1 == DIAL_ATTEMPTS:
-                    raise
-            await anyio.sleep(pause * (1 + self._entropy(1)[0] / 255))
-            pause *= 2
-            record = await self._locators.refresh(node)
-        raise UnreachableError("the other node did not answer")
-
-    async def _try_locators(self, record: LocatorRecord, lane: Lane, attempt: int) -> Channel:
-        failure: OverlayError = RefusedError(
-            "that node has no address that this node may dial; start this node with a transport they share"
-        )
-        unavailable: TransportUnavailableError | None = None
-        for locator in record.locators:
-            properties = self._layer.dials(locator)
-            if properties is None:
-                continue
-            try:
-                with anyio.fail_after(_patience(properties, attempt)):
-                    # Circuits of its own for each attempt: none is tried twice, and none links two nodes.
-                    connection = await self._layer.connect(locator, isolation=self._entropy(16))
-                    return await self._initiate(connection, record, lane)
-            except TimeoutError:
-                failure = UnreachableError("the other node did not answer in time; it may be offline")
-            except TransportUnavailableError as error:
-                unavailable = error
-            except (UnreachableError, VerificationError, ProtocolViolationError) as error:
-                failure = error
-        raise unavailable or failure  # what is wrong on this side first: it can be mended here
-
-    async def _initiate(self, connection: Connection, record: LocatorRecord, lane: Lane) -> Channel:
-        anonymous = lane is Lane.ANONYMOUS
-        return await initiate(
-            connection,
-            secret=None if anonymous else self._secret,
-            responder=record.public,
-            hello=b"" if anonymous else self._locators.own.encoded,
-            entropy=self._entropy,
-            limits=self._limits,
-        )
-
-    # --- taking
-
-    async def _listen(self, listener: Listener) -> None:
+    async def listen(self, listener: Listener, network: str) -> None:
+        """Take the connections of `listener`, of the network with this name, until cancelled."""
         while True:
             try:
                 connection = await listener.accept()
@@ -283,8 +178,82 @@ class ChannelPool:
                 await anyio.sleep(LISTEN_PAUSE)
                 continue
             self._make_room()
-            if self._group is not None:
-                self._group.start_soon(self._take, connection)
+            if self._group is None:
+                await anyio.aclose_forcefully(connection)
+            else:
+                self._group.start_soon(self._take, connection, network)
+
+    def connected(self, node: NodeIdentifier) -> bool:
+        """Tell whether an interactive channel to `node` is open."""
+        return self._warm(node, Lane.INTERACTIVE) is not None
+
+    def route(self, node: NodeIdentifier) -> tuple[str, NodeLocator | None]:
+        """Tell which network carries the interactive channel to `node`, and where it was dialled.
+
+        Returns:
+            the network's name, empty if there is no such channel; and no locator if the peer called.
+        """
+        link = self._warm(node, Lane.INTERACTIVE)
+        return ("", None) if link is None else (link.network, link.locator)
+
+    async def channel(self, node: NodeIdentifier, lane: Lane) -> Channel:
+        """Find an open channel to `node`, which may have died without our knowing, or open one.
+
+        Raises:
+            NotFoundError: nobody knows where the node is reached.
+            UnreachableError: it did not answer at any of its locators.
+            RefusedError: reaching it would show where this node is, or none of its networks is here.
+            VerificationError, ProtocolViolationError: somebody else answers at its locators.
+            TransportUnavailableError: this side of a transport does not work, and no other reached it.
+            ClosedError: this node is shutting down.
+        """
+        warm = self._warm(node, lane)
+        if warm is not None:
+            return warm.channel
+        dial = self._dials.get((node, lane))
+        if dial is None:
+            if self._group is None:
+                raise ClosedError("this node does not run")
+            dial = self._dials[node, lane] = _Dial()
+            self._group.start_soon(self._run_dial, node, lane, dial)
+        return await dial.result()
+
+    def _warm(self, node: NodeIdentifier, lane: Lane) -> _Link | None:
+        """The first that was opened, unless it is quiet and another is not: its network may be gone."""
+        links = self._links.get((node, lane), [])
+        for link in [link for link in links if link.channel.closed]:
+            self._let_go(link, node, lane)
+        return next((link for link in links if not link.channel.quiet), links[0] if links else None)
+
+    def _let_go(self, link: _Link, node: NodeIdentifier, lane: Lane) -> None:
+        """Forget a channel that ended, and learn from how it did, before anybody dials again."""
+        links = self._links.get((node, lane), [])
+        if link not in links:
+            return
+        links.remove(link)
+        if not links:
+            del self._links[node, lane]
+        if link.channel.lost:
+            dialled = link.locator is not None
+            self._book.lost(node, link.network, anyio.current_time(), dialled=dialled)
+
+    # --- opening
+
+    async def _run_dial(self, node: NodeIdentifier, lane: Lane, dial: _Dial) -> None:
+        try:
+            found = await self._dialler.dial(node, anonymous=lane is Lane.ANONYMOUS)
+            dial.channel = found.channel
+            self._reputation.note(node, "answered", self._clock())  # who only calls here earns nothing by it
+            self._adopt(_Link(found.channel, found.network, found.locator), node, lane)
+        except OverlayError as error:
+            dial.error = error
+        finally:
+            del self._dials[node, lane]
+            dial.done.set()
+        if isinstance(dial.error, UnreachableError):
+            self._reputation.note(node, "unreachable", self._clock())
+
+    # --- taking
 
     def _make_room(self) -> None:
         """Drop some unfinished handshake: a flood of stalling callers then cannot keep others out."""
@@ -292,12 +261,13 @@ class ChannelPool:
             unlucky = int.from_bytes(self._entropy(4), "big") % len(self._handshakes)
             self._handshakes.pop(list(self._handshakes)[unlucky]).cancel()
 
-    async def _take(self, connection: Connection) -> None:
+    async def _take(self, connection: Connection, network: str) -> None:
         channel = await self._respond(connection)
         if channel is None:
             return
         node = channel.peer.identifier if channel.peer else None
-        await self._serve_among(self._incoming, MAX_INCOMING, channel, node, Lane.INTERACTIVE)
+        link = _Link(channel, network)
+        await self._serve_among(self._incoming, MAX_INCOMING, link, node, Lane.INTERACTIVE)
 
     async def _respond(self, connection: Connection) -> Channel | None:
         with anyio.CancelScope() as scope:
@@ -318,21 +288,21 @@ class ChannelPool:
 
     # --- serving
 
-    def _adopt(self, channel: Channel, node: NodeIdentifier, lane: Lane) -> None:
+    def _adopt(self, link: _Link, node: NodeIdentifier, lane: Lane) -> None:
         # At once, not when its task first runs: whoever waits for the dial uses the channel right away.
-        self._channels[node, lane] = channel
+        self._links.setdefault((node, lane), []).append(link)
         if self._group is not None:
-            self._group.start_soon(self._serve_among, self._dialled, MAX_DIALLED, channel, node, lane)
+            self._group.start_soon(self._serve_among, self._dialled, MAX_DIALLED, link, node, lane)
 
     async def _serve_among(
-        self, served: _Served, limit: int, channel: Channel, node: NodeIdentifier | None, lane: Lane
+        self, served: _Served, limit: int, link: _Link, node: NodeIdentifier | None, lane: Lane
     ) -> None:
         with anyio.CancelScope() as scope:
             served[scope] = node
             if len(served) > limit:
                 self._drop_least(served)
             try:
-                await self._serve(channel, node, lane)
+                await self._serve(link, node, lane)
             finally:
                 served.pop(scope, None)
 
@@ -354,22 +324,27 @@ class ChannelPool:
         del served[least]
         least.cancel()
 
-    async def _serve(self, channel: Channel, node: NodeIdentifier | None, lane: Lane) -> None:
+    async def _serve(self, link: _Link, node: NodeIdentifier | None, lane: Lane) -> None:
+        channel, kept = link.channel, link.locator is not None
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(channel.run)
                 if lane is not Lane.ANONYMOUS and node is not None:
                     if not await self._meet(channel, node):
                         await channel.aclose()
-                    elif lane is Lane.INTERACTIVE and self._warm(node, lane) is None:
-                        self._channels[node, lane] = channel
+                    elif not kept:
+                        kept = True
+                        self._links.setdefault((node, lane), []).append(link)
                 await self._serve_exchanges(channel, node, lane, group)
         finally:
-            if node is not None and self._channels.get((node, lane)) is channel:
-                del self._channels[node, lane]
-                if lane is Lane.INTERACTIVE:
-                    for departure in self.departures:
-                        departure(node)
+            if node is not None and kept:
+                self._part(link, node, lane)
+
+    def _part(self, link: _Link, node: NodeIdentifier, lane: Lane) -> None:
+        self._let_go(link, node, lane)
+        if lane is Lane.INTERACTIVE and not self.connected(node):
+            for departure in self.departures:
+                departure(node)
 
     async def _serve_exchanges(
         self, channel: Channel, node: NodeIdentifier | None, lane: Lane, group: TaskGroup
@@ -426,9 +401,3 @@ class ChannelPool:
             logger.debug("a peer showed a record that does not hold: %s", error.code)
             return False
         return record.identifier in {node, self._secret.identifier}
-
-
-def _patience(properties: Properties, attempt: int) -> float:
-    """Seconds that one attempt to open a channel may take."""
-    first = max(LEAST_PATIENCE, DIAL_ROUND_TRIPS * properties.round_trip)
-    return min(properties.dial_timeout, first * (1 << attempt))

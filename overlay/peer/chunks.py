@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 
 from overlay.errors import MalformedError, UnreachableError, VerificationError
 from overlay.identity import NodeIdentifier
@@ -75,7 +76,7 @@ class Chunks:
         """
         if len(chunks) > BATCH_CHUNKS:
             raise MalformedError(f"at most {BATCH_CHUNKS} chunks are stored at once")
-        await self._push(node, STORE, lane=Lane.BULK, parts=_each(chunks))
+        await self._push(node, STORE, lane=Lane.BULK, parts=partial(_each, chunks))
 
     async def fetch(self, node: NodeIdentifier, references: Sequence[bytes]) -> dict[bytes, bytes]:
         """Ask `node`, without showing who asks, for at most `BATCH_CHUNKS` chunks.

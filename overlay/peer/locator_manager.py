@@ -18,7 +18,8 @@ from overlay.identity import NodeIdentifier, NodeSecret
 from overlay.locators import MAX_RECORD_LIFETIME, RECORD_LIFETIME, LocatorRecord, NodeLocator
 
 MAX_RECORDS = 20_000
-"""Records kept, about 10 MiB; beyond it those that expire first are forgotten."""
+"""Records kept, about 10 MiB; beyond it those that this node cannot reach are forgotten, then those that
+expire first."""
 
 RENEWAL_AGE = RECORD_LIFETIME / 2 - 600
 """Seconds after which the own record is signed anew; ten minutes before the node registers again."""
@@ -52,6 +53,8 @@ class LocatorManager:
         secret: this node's keys.
         database: opened with `LOCATOR_SCHEMA`.
         clock: seconds since 1970.
+        reaches: tells whether this node may dial a locator. Nodes that it cannot reach are known all the
+            same, and the first to be forgotten.
 
     Attributes:
         resolvers: models to ask about nodes that are not known here.
@@ -60,8 +63,16 @@ class LocatorManager:
             lost, and whoever makes up enough nodes could push it out.
     """
 
-    def __init__(self, secret: NodeSecret, database: Database, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        secret: NodeSecret,
+        database: Database,
+        clock: Callable[[], float],
+        *,
+        reaches: Callable[[NodeLocator], bool] = lambda _: True,
+    ) -> None:
         self._secret = secret
+        self._reaches = reaches
         self._database = database
         self._clock = clock
         self._records: dict[NodeIdentifier, LocatorRecord] = {}
@@ -152,6 +163,10 @@ class LocatorManager:
         now = self._clock()
         return [record for record in self._records.values() if record.expires > now]
 
+    def reachable(self) -> list[LocatorRecord]:
+        """Those of `current` that this node may dial: another network's nodes are only passed on."""
+        return [record for record in self.current() if self._leads_anywhere(record)]
+
     async def resolve(self, identifier: NodeIdentifier) -> LocatorRecord:
         """Find a node's record: here if it is current, else by asking the model, else an expired one.
 
@@ -192,7 +207,10 @@ class LocatorManager:
         if surplus <= 0:
             return []
         others = (record for record in self._records.values() if record.identifier not in self.pinned)
-        oldest = sorted(others, key=lambda record: record.expires)[:surplus]
+        oldest = sorted(others, key=lambda record: (self._leads_anywhere(record), record.expires))[:surplus]
         for record in oldest:
             del self._records[record.identifier]
         return [(record.identifier.value,) for record in oldest]
+
+    def _leads_anywhere(self, record: LocatorRecord) -> bool:
+        return any(self._reaches(locator) for locator in record.locators)

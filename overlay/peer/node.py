@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,9 +12,9 @@ import anyio
 from anyio.abc import TaskStatus
 
 from overlay.channel.machine import ChannelLimits
-from overlay.connection import ConnectionLayer, Listener
+from overlay.connection import ConnectionLayer
 from overlay.database import Database, Schema
-from overlay.errors import NotFoundError, StorageError
+from overlay.errors import NotFoundError, OverlayError, StorageError
 from overlay.identity import Entropy, NodeIdentifier, NodePublic, NodeSecret, SigningSecret
 from overlay.locators import DIRECTORY_ROLE, LocatorRecord, NodeLocator
 from overlay.peer.accept import Accept
@@ -26,6 +25,7 @@ from overlay.peer.forward import Forward
 from overlay.peer.locator_manager import LOCATOR_SCHEMA, LocatorManager
 from overlay.peer.messages import Answer
 from overlay.peer.models.directory import DIRECTORY_SCHEMA, Directory, DirectoryClient
+from overlay.peer.presence import Presence
 from overlay.peer.pull import Pull
 from overlay.peer.push import Push
 from overlay.peer.register import Register, RegisterStatus
@@ -69,9 +69,9 @@ class NodeStatus:
     """How a node stands.
 
     Attributes:
-        state: `starting` until it listens; `joining` until it is registered for the first time; `ready`;
-            or `no-directory` when the directory is not reached, while everything that needs only nodes
-            that are known goes on.
+        state: `starting` until one transport listens; `joining` until each has been tried and the node is
+            registered for the first time; `ready`; or `no-directory` when the directory is not reached,
+            while everything that needs only nodes that are known goes on.
         detail: one sentence for people.
         identifier: this node's.
         locators: where it is reached.
@@ -85,13 +85,25 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """What is known of another node."""
+    """What is known of another node.
+
+    Attributes:
+        identifier: its own.
+        locators: where it is reached, by its own word.
+        roles: what it does for others.
+        connected: whether a channel to it is open.
+        score: its reputation here.
+        via: the locator at which the open channel was dialled; None where there is none, or the peer called.
+        over: the name of the network that carries the open channel; empty where there is none.
+    """
 
     identifier: NodeIdentifier
     locators: tuple[NodeLocator, ...]
     roles: frozenset[str]
     connected: bool
     score: float
+    via: NodeLocator | None = None
+    over: str = ""
 
 
 class Node:
@@ -99,7 +111,7 @@ class Node:
 
     Args:
         secret: its keys.
-        layer: its transports, started.
+        layer: its transports; `run` starts those that are not started yet.
         database: opened with `NODE_SCHEMAS`.
         clock: seconds since 1970.
         entropy: random bytes.
@@ -127,7 +139,6 @@ class Node:
         self.identifier: NodeIdentifier = secret.identifier
         self.clock = clock
         self.entropy = entropy
-        self._layer = layer
         self._options = options
         self._listening = False
         self._changed = anyio.Event()
@@ -135,7 +146,7 @@ class Node:
             hashlib.blake2b(b"overlay/place", digest_size=32, key=secret.to_bytes()).digest()
         )
         self.accept = Accept(self._reply_later)
-        self.locators = LocatorManager(secret, database, clock)
+        self.locators = LocatorManager(secret, database, clock, reaches=layer.can_dial)
         self.storage = StorageManager(database, quota=options.storage_quota)
         self.reputation = ReputationManager(database)
         self.channels = ChannelPool(
@@ -147,6 +158,13 @@ class Node:
             entropy=entropy,
             clock=clock,
             limits=options.limits,
+        )
+        self._presence = Presence(
+            layer,
+            serve=self.channels.listen,
+            published=self._publish,
+            changed=self._tell_changed,
+            entropy=entropy,
         )
         self.locators.observers.append(lambda _: self._tell_changed())
         self.push = Push(self.channels)
@@ -207,18 +225,23 @@ class Node:
     # --- running
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Listen, register and serve until cancelled; `task_status` tells when it listens.
+        """Start the transports, listen, register and serve until cancelled, and stop them again.
+
+        `task_status` tells when the first transport listens; the others may join later.
 
         Raises:
-            TransportUnavailableError: a transport could not listen.
+            TransportUnavailableError, MalformedError: no transport could listen: why the first did not.
             StorageError: the database does not work.
         """
         await self._load()
-        async with AsyncExitStack() as stack:
-            listeners = await self._listen(stack)
-            try:
-                async with anyio.create_task_group() as group:
-                    await group.start(self.channels.run, listeners)
+        failure: OverlayError | None = None
+        try:
+            async with anyio.create_task_group() as group:
+                await group.start(self.channels.run)
+                failure = await group.start(self._presence.run)
+                if failure is not None:
+                    group.cancel_scope.cancel()
+                else:
                     if self._directory is not None:
                         group.start_soon(self._directory.run)
                     if self._register is not None:
@@ -227,22 +250,21 @@ class Node:
                     self._listening = True
                     self._tell_changed()
                     task_status.started()
-            finally:
-                self._listening = False
-                self._tell_changed()
-                with anyio.CancelScope(shield=True):
-                    await self._save_reputation()
+        finally:
+            self._listening = False
+            self._tell_changed()
+            with anyio.CancelScope(shield=True):
+                await self._save_reputation()
+        if failure is not None:
+            raise failure
 
-    async def _listen(self, stack: AsyncExitStack) -> list[Listener]:
-        listeners: list[Listener] = []
-        published: list[NodeLocator] = []
-        for transport in self._layer.transports:
-            listener = await stack.enter_async_context(await transport.listen())
-            listeners.append(listener)
-            if self._layer.may_publish(transport):
-                published += listener.locators
-        self.locators.serve(published, roles=[DIRECTORY_ROLE] if self._directory else [])
-        return listeners
+    def _publish(self, locators: Sequence[NodeLocator]) -> None:
+        """Say where this node is reached, to whoever spreads it."""
+        self.locators.serve(locators, roles=[DIRECTORY_ROLE] if self._directory else [])
+        if self._register is not None:
+            self._register.soon()
+        if self._directory is not None:
+            self._directory.tell_own()
 
     async def _load(self) -> None:
         await self.locators.load()
@@ -286,16 +308,24 @@ class Node:
     def _state(self) -> tuple[Literal["starting", "joining", "ready", "no-directory"], str]:
         if not self._listening:
             return "starting", "starting its transports"
+        if waiting := self._presence.waiting:
+            names = "; ".join(f"{each.name}: {each.status.detail or 'starting'}" for each in waiting)
+            return "joining", f"waiting for {names}"
         if self._register is None:
-            return "ready", "ready"
+            return "ready", f"ready{self._failing}"
         registered: RegisterStatus = self._register.status
         match registered.state:
             case "registered":
-                return "ready", f"ready, one of {registered.nodes} nodes of its directory"
+                return "ready", f"ready, one of {registered.nodes} nodes of its directory{self._failing}"
             case "registering":
-                return "joining", "registering at its directory"
+                return "joining", f"registering at its directory{self._failing}"
             case _:
-                return "no-directory", f"the directory is not reached: {registered.detail}"
+                return "no-directory", f"the directory is not reached: {registered.detail}{self._failing}"
+
+    @property
+    def _failing(self) -> str:
+        """What to say of transports that do not work, while another does."""
+        return "".join(f"; {name} does not work: {error}" for name, error in self._presence.failing.items())
 
     async def wait_changed(self) -> None:
         """Wait until `status`, `peers` or the units that are known may have changed."""
@@ -319,17 +349,22 @@ class Node:
     def peers(self) -> list[PeerStatus]:
         """Every other node that is known and has not expired, connected ones first."""
         now = self.clock()
-        found = [
-            PeerStatus(
-                record.identifier,
-                record.locators,
-                record.roles,
-                self.channels.connected(record.identifier),
-                self.reputation.score(record.identifier, now),
-            )
-            for record in self.locators.current()
-        ]
-        return sorted(found, key=lambda peer: (not peer.connected, peer.identifier))
+        return sorted(
+            (self._peer(record, now) for record in self.locators.current()),
+            key=lambda peer: (not peer.connected, peer.identifier),
+        )
+
+    def _peer(self, record: LocatorRecord, now: float) -> PeerStatus:
+        over, via = self.channels.route(record.identifier)
+        return PeerStatus(
+            record.identifier,
+            record.locators,
+            record.roles,
+            bool(over),
+            self.reputation.score(record.identifier, now),
+            via,
+            over,
+        )
 
     def choose(self, count: int, *, without: Collection[NodeIdentifier] = ()) -> list[NodeIdentifier]:
         """Choose up to `count` other nodes that can be reached, those of best reputation first.
@@ -339,10 +374,8 @@ class Node:
         now = self.clock()
         candidates = [
             record.identifier
-            for record in self.locators.current()
-            if record.identifier not in without
-            and self.reputation.trusted(record.identifier, now)
-            and any(self._layer.can_dial(locator) for locator in record.locators)
+            for record in self.locators.reachable()
+            if record.identifier not in without and self.reputation.trusted(record.identifier, now)
         ]
 
         def preference(node: NodeIdentifier) -> tuple[int, bytes]:

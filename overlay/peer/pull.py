@@ -82,7 +82,7 @@ class Pull:
         """Ask for an answer that has parts, and have `consume` take them as they come.
 
         Returns:
-            what `consume` returns. It may run twice, when a kept channel turns out to be dead.
+            what `consume` returns. It runs again, when a channel dies before it is done.
 
         Raises:
             NotFoundError, RefusedError, UnreachableError, VerificationError: as for a plain pull; also in

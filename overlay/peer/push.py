@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-
 from overlay.channel.driver import Exchange
 from overlay.identity import NodeIdentifier
 from overlay.peer.channels import ChannelPool, Lane
 from overlay.peer.messages import Request
-from overlay.peer.requests import converse, on_exchange
+from overlay.peer.requests import Parts, converse, on_exchange
 
 
 class Push:
@@ -24,18 +22,18 @@ class Push:
         body: bytes = b"",
         *,
         lane: Lane = Lane.INTERACTIVE,
-        parts: AsyncGenerator[bytes, None] | None = None,
+        parts: Parts | None = None,
     ) -> bytes:
         """Push one request and wait until it is accepted.
 
-        Without parts it may arrive twice, when a kept channel dies in between; receivers tell by content.
+        It may arrive several times, when channels die in between; receivers tell by content.
 
         Args:
             node: to whom.
             kind: which receiver is meant.
             body: at most `MAX_BODY_BYTES`.
             lane: what it shares a channel with.
-            parts: what follows, each at most 64 KiB, taken only as fast as the other side consumes it.
+            parts: makes what follows, each at most 64 KiB, taken only as fast as the other side consumes it.
 
         Returns:
             what the receiver says to it, empty for most kinds.
@@ -52,4 +50,4 @@ class Push:
         async def use(exchange: Exchange) -> bytes:
             return await converse(exchange, request, parts)
 
-        return await on_exchange(self._channels, node, lane, use, repeatable=parts is None)
+        return await on_exchange(self._channels, node, lane, use)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import anyio
 
-from overlay.channel.driver import Exchange
+from overlay.channel.driver import Channel, Exchange
 from overlay.errors import (
     ClosedError,
     MalformedError,
@@ -23,8 +23,16 @@ from overlay.wire.codec import decode, encode
 
 T = TypeVar("T")
 
-ANSWER_TIMEOUT = 90.0
-"""Seconds that a node has to answer, the time for the request's parts included, or to send a next part."""
+Parts = Callable[[], AsyncGenerator[bytes, None]]
+"""Makes the parts of a request, from the first, for each channel that it is tried on."""
+
+ANSWER_TIMEOUT = 120.0
+"""Seconds that a node has to answer, the time for the request's parts included, or to send a next part. More
+than the 90 after which a silent channel counts as dead: then another channel is tried, while a node that is
+there and does not answer is given up."""
+
+CHANNEL_TRIES = 4
+"""Channels on which a request is tried: on each of two networks one that was kept and one that is new."""
 
 
 async def on_exchange(
@@ -32,30 +40,34 @@ async def on_exchange(
     node: NodeIdentifier,
     lane: Lane,
     use: Callable[[Exchange], Awaitable[T]],
-    *,
-    repeatable: bool = True,
 ) -> T:
     """Open an exchange to `node` and run `use` on it.
 
-    A channel that was kept may turn out to be dead only now; a repeatable use is then tried once more on a
-    new one, so what it sends may arrive twice.
+    A channel may turn out to be dead only now, with its network or alone: `use` is then run again on another
+    one, so what it sends may arrive several times. An exchange that the peer ended while its channel lives on
+    is not repeated.
 
     Raises:
-        UnreachableError: no channel could be opened, or it ended before `use` was done.
+        UnreachableError: no channel could be opened, or they ended before `use` was done.
         RefusedError, NotFoundError, VerificationError: see `ChannelPool.channel`; and whatever `use` raises.
         ProtocolViolationError: the peer broke the protocol meanwhile; its reputation suffered.
     """
-    while True:
-        channel, kept = await channels.channel(node, lane)
+    failure: ClosedError | None = None
+    tried: list[Channel] = []
+    while len(tried) < CHANNEL_TRIES:
+        channel = await channels.channel(node, lane)
+        if channel in tried:
+            break
+        tried.append(channel)
         try:
             async with await channel.open(bulk=lane is Lane.BULK) as exchange:
                 return await use(exchange)
         except ClosedError as error:
-            if not (kept and repeatable):
-                raise UnreachableError("the connection ended before the other node answered") from error
+            failure = error
+    raise UnreachableError("the connection ended before the other node answered") from failure
 
 
-async def converse(exchange: Exchange, request: Request, parts: AsyncGenerator[bytes, None] | None) -> bytes:
+async def converse(exchange: Exchange, request: Request, parts: Parts | None) -> bytes:
     """Send a request with its parts and wait for the answer.
 
     An answer that comes before all parts are sent is a refusal: what is left of them is not sent.
@@ -72,7 +84,7 @@ async def converse(exchange: Exchange, request: Request, parts: AsyncGenerator[b
         return (await receive_answer(exchange)).result()
     outcome: Answer | OverlayError
     async with anyio.create_task_group() as group:
-        group.start_soon(_send_parts, exchange, parts)
+        group.start_soon(_send_parts, exchange, parts())
         try:
             outcome = await receive_answer(exchange)
         except OverlayError as error:

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from overlay.connection import ConnectionLayer, Properties
+from overlay.connection import ConnectionLayer, Properties, Transport
 from overlay.database import Database, Schema
 from overlay.identity import NodeSecret
 from overlay.peer.node import NODE_SCHEMAS, Node, NodeOptions
@@ -49,7 +49,12 @@ class World:
         self._properties = properties
         self._numbers: dict[str, int] = {}
         self._entropy = random.Random(seed)  # noqa: S311 - a simulation must be reproducible
+        self._latency = latency
         self.network = SimulatedNetwork(seed, latency=latency, faults=faults)
+
+    def further_network(self, protocol: str, *, latency: Latency | None = None) -> SimulatedNetwork:
+        """Make another network, for nodes on several: `onion3` or `garlic32`; see `MemoryNetwork`."""
+        return SimulatedNetwork(self._seed, latency=latency or self._latency, protocol=protocol)
 
     def clock(self) -> float:
         """Seconds since 1970, as this world sees it; it runs with the event loop's clock."""
@@ -82,18 +87,27 @@ class World:
         *,
         options: NodeOptions | None = None,
         anonymous: bool = False,
+        transports: Sequence[Transport] | None = None,
     ) -> AsyncIterator[Node]:
-        """Run the node called `name` for the length of a block; it listens when the block begins."""
-        transport = self.network.transport(properties=self._properties, number=self.number(name))
+        """Run the node called `name` for the length of a block; it listens when the block begins.
+
+        Args:
+            name: names its keys and its address.
+            database: see `database`.
+            options: what kind of node it is.
+            anonymous: whether it hides where it is.
+            transports: those of other networks, in its user's order; this world's network by default.
+        """
+        own = self.network.transport(properties=self._properties, number=self.number(name))
         node = Node(
             secret=self.secret(name),
-            layer=ConnectionLayer([transport], anonymous=anonymous),
+            layer=ConnectionLayer([own] if transports is None else transports, anonymous=anonymous),
             database=database,
             clock=self.clock,
             entropy=self.entropy,
             options=options or NodeOptions(),
         )
-        async with transport, anyio.create_task_group() as group:
+        async with anyio.create_task_group() as group:
             await group.start(node.run)
             yield node
             group.cancel_scope.cancel()

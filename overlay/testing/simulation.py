@@ -91,16 +91,25 @@ class SimulatedNetwork:
         seed: same seed, same network.
         latency: of each piece in each direction; a dial takes one such delay there and one back.
         faults: what goes wrong at random; nothing by default.
+        protocol: what its locators are said to be; see `MemoryNetwork`.
     """
 
-    def __init__(self, seed: int, *, latency: Latency | None = None, faults: Faults | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        latency: Latency | None = None,
+        faults: Faults | None = None,
+        protocol: str = "memory",
+    ) -> None:
         self._seed = seed
         self._latency = latency or Latency()
         self._faults = faults or Faults()
         self._dials: Counter[tuple[int, int]] = Counter()
         self._down: set[int] = set()
         self._sides: dict[int, int] = {}
-        self.memory = MemoryNetwork(self)
+        self._silent = False
+        self.memory = MemoryNetwork(self, protocol=protocol)
 
     def transport(
         self, *, properties: Properties = MEMORY_PROPERTIES, number: int | None = None
@@ -116,9 +125,17 @@ class SimulatedNetwork:
         self._sides = {number: side for side, group in enumerate(groups, start=1) for number in group}
         self.memory.sever(lambda caller, called: not self.joined(caller, called))
 
+    def silence(self) -> None:
+        """Let everything vanish that is sent from now on: nothing fails, and nothing arrives.
+
+        So networks die whose far ends learn nothing of it. What was on its way already arrives.
+        """
+        self._silent = True
+
     def heal(self) -> None:
-        """End the partition; connections that died stay dead, new dials get through."""
+        """End a partition or silence; connections that died stay dead, new dials get through."""
         self._sides = {}
+        self._silent = False
 
     def take_down(self, number: int) -> None:
         """Cut a node off, as when its machine stops: its connections die, dials from and to it fail."""
@@ -163,17 +180,30 @@ class SimulatedNetwork:
         self._dials[caller, called] += 1
         name = f"{self._seed}/{caller}/{called}/{self._dials[caller, called]}"
         return _SimulatedLink(
-            name, self._latency, self._faults, reachable=lambda: self.joined(caller, called)
+            name,
+            self._latency,
+            self._faults,
+            reachable=lambda: self.joined(caller, called),
+            silent=lambda: self._silent,
         )
 
 
 class _SimulatedLink:
     """One connection's luck: a generator for the dial, and one for each direction."""
 
-    def __init__(self, name: str, latency: Latency, faults: Faults, *, reachable: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        name: str,
+        latency: Latency,
+        faults: Faults,
+        *,
+        reachable: Callable[[], bool],
+        silent: Callable[[], bool],
+    ) -> None:
         self._latency = latency
         self._faults = faults
         self._reachable = reachable
+        self._silent = silent
         self._dial, self._outward, self._inward = (
             random.Random(f"{name}/{part}")  # noqa: S311 - a simulation, no secret
             for part in ("dial", "outward", "inward")
@@ -184,11 +214,13 @@ class _SimulatedLink:
         luck = self._dial.random()
         if luck < self._faults.refusal or not self._reachable():
             return None
-        stalled = luck < self._faults.refusal + self._faults.stall
+        stalled = self._silent() or luck < self._faults.refusal + self._faults.stall
         return math.inf if stalled else self._latency.draw(self._dial) + self._latency.draw(self._dial)
 
     def carry(self, size: int, *, outward: bool) -> float | None:  # noqa: ARG002 - a short piece dies as easily
         """Decide on a piece, whatever its size."""
         chance = self._outward if outward else self._inward
         dies = chance.random() < self._faults.death or not self._reachable()
+        if self._silent():
+            return math.inf
         return None if dies else self._latency.draw(chance)

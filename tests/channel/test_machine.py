@@ -605,8 +605,18 @@ def test_an_end_without_a_goodbye_is_told() -> None:
     (event,) = both.one.receive_eof()
     assert isinstance(event, ChannelClosed)
     assert isinstance(event.error, ClosedError)
+    assert both.one.lost
     assert both.one.receive_eof() == []
     assert both.one.data_to_send(0) == b""
+
+
+def test_an_end_that_either_side_said_is_no_loss() -> None:
+    both = pair()
+    both.one.close()
+    both.settle()
+    for machine in both:
+        machine.receive_eof()
+        assert not machine.lost
 
 
 def test_silence_is_asked_about_and_then_ends_the_channel() -> None:
@@ -617,12 +627,15 @@ def test_silence_is_asked_about_and_then_ends_the_channel() -> None:
         now = both.one.next_timer()
         assert now == interval * DEFAULT_LIMITS.heartbeat_interval
         assert both.one.handle_timer(now) == []
+        assert both.one.quiet
         assert both.one.data_to_send(now)
     now = both.one.next_timer()
+    assert not both.one.lost
     assert now == 3 * DEFAULT_LIMITS.heartbeat_interval
     (event,) = both.one.handle_timer(now)
     assert isinstance(event, ChannelClosed)
     assert both.one.closed
+    assert both.one.lost
 
 
 def test_answers_keep_a_channel_alive() -> None:
@@ -632,7 +645,9 @@ def test_answers_keep_a_channel_alive() -> None:
     for _ in range(20):
         now = both.one.next_timer()
         assert both.one.handle_timer(now) == []
+        assert both.one.quiet
         assert both.settle(now) == ([], [])
+        assert not both.one.quiet
     assert now > 15 * DEFAULT_LIMITS.heartbeat_interval
 
 
@@ -651,6 +666,7 @@ def test_a_channel_that_nobody_uses_is_closed() -> None:
     assert isinstance(event, ChannelClosed)
     assert isinstance(both.settle(now=70)[1][0], ChannelClosed)
     assert both.one.closed
+    assert not both.one.lost
 
 
 def test_an_idle_timeout_can_be_left_out() -> None:

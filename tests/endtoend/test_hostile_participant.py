@@ -73,14 +73,13 @@ class Mallory:
 @asynccontextmanager
 async def mallory(ticket: str, invite: str, patch: pytest.MonkeyPatch) -> AsyncIterator[Mallory]:
     async with (
-        TcpTransport("127.0.0.1", 0) as transport,
         await Database.open(None, [*NODE_SCHEMAS, CHAT_SCHEMA]) as database,
         anyio.create_task_group() as group,
     ):
         directory = check_ticket(ticket).directory
         node = Node(
             secret=NodeSecret.from_bytes(os.urandom(64)),
-            layer=ConnectionLayer([transport], anonymous=False),
+            layer=ConnectionLayer([TcpTransport("127.0.0.1", 0)], anonymous=False),
             database=database,
             clock=time.time,
             entropy=os.urandom,

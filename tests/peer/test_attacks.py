@@ -101,9 +101,9 @@ async def test_nobody_asks_back_over_the_channel_of_an_anonymous_caller(
         anonymous: list[Channel] = []
         serve = bob.channels._serve
 
-        async def spy(channel: Channel, *arguments: object) -> None:
-            anonymous.append(channel)
-            await serve(channel, *arguments)  # type: ignore[arg-type]
+        async def spy(link: channels._Link, *arguments: object) -> None:
+            anonymous.append(link.channel)
+            await serve(link, *arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(bob.channels, "_serve", spy)
         assert await alice.pull(bob.identifier, "echo", b"?", lane=Lane.ANONYMOUS) == b"?"
@@ -120,8 +120,8 @@ async def test_a_violation_while_parts_are_sent_is_one_error() -> None:
     async with bob_and_alice() as (_, bob, alice):
 
         async def break_off(_: Delivery) -> None:
-            for channel in alice.channels._channels.values():
-                alice_end = channel._connection
+            for (link,) in alice.channels._links.values():
+                alice_end = link.channel._connection
                 await anyio.sleep(0.1)
                 monkey = bob_ends[alice_end.locator]
                 await monkey.send(bytes(2048))
@@ -198,7 +198,7 @@ async def test_a_listener_without_descriptors_is_tried_again(monkeypatch: pytest
 
         monkeypatch.setattr(listener, "accept", exhausted)
         async with anyio.create_task_group() as group:
-            group.start_soon(bob.channels._listen, listener)
+            group.start_soon(bob.channels.listen, listener, "memory")
             connection = await transport.connect(listener.locators[0])
             channel = await initiate(connection, secret=None, responder=bob.public, entropy=world.entropy)
             await channel.aclose()

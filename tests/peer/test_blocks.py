@@ -8,10 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import pytest
 
-from overlay.errors import NotFoundError, RefusedError, UnreachableError, VerificationError
+from overlay.errors import ClosedError, NotFoundError, RefusedError, UnreachableError, VerificationError
 from overlay.peer.accept import Delivery, Reply
 from overlay.peer.channels import Lane
 from overlay.peer.node import Node, NodeOptions
+from overlay.peer.requests import CHANNEL_TRIES
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
 
@@ -106,7 +107,7 @@ async def test_parts_travel_both_ways() -> None:
 
         bob.accept.register("total", total)
         bob.accept.register("stream", stream)
-        answer = await alice.push(bob.identifier, "total", parts=numbers(), lane=Lane.BULK)
+        answer = await alice.push(bob.identifier, "total", parts=numbers, lane=Lane.BULK)
         assert answer == b"1500000"
 
         async def collect(parts: AsyncIterator[bytes]) -> list[bytes]:
@@ -116,25 +117,64 @@ async def test_parts_travel_both_ways() -> None:
         assert await alice.pull.parts(bob.identifier, "stream", b"", collect) == expected
 
 
-async def test_parts_are_not_sent_again_when_a_kept_channel_has_died() -> None:
+async def test_parts_are_sent_again_from_the_first_when_a_channel_has_died() -> None:
     world = World(1, latency=Latency(0.001))
     async with nodes("alice", "bob", world=world) as (alice, bob):
         taken: list[int] = []
+        tries = 0
 
         async def take(delivery: Delivery) -> None:
             taken.append(len([part async for part in delivery.parts()]))
 
-        async def cut_off() -> AsyncGenerator[bytes, None]:
+        async def cut_off_once() -> AsyncGenerator[bytes, None]:
+            nonlocal tries
+            tries += 1
             yield b"first"
-            world.network.memory.sever(lambda _caller, _called: True)
+            if tries == 1:
+                world.network.memory.sever(lambda _caller, _called: True)
             yield b"second"
 
         bob.accept.register("take", take)
         await alice.push(bob.identifier, "take")
-        with pytest.raises(UnreachableError):
-            await alice.push(bob.identifier, "take", parts=cut_off())
-        assert taken == [0]
+        await alice.push(bob.identifier, "take", parts=cut_off_once)
+        assert (taken, tries) == ([0, 2], 2)
+
+
+async def test_a_request_is_not_tried_without_end_on_channels_that_die() -> None:
+    world = World(1, latency=Latency(0.001))
+    async with nodes("alice", "bob", world=world) as (alice, bob):
+        tries = 0
+
+        async def cut_off() -> AsyncGenerator[bytes, None]:
+            nonlocal tries
+            tries += 1
+            world.network.memory.sever(lambda _caller, _called: True)
+            yield b"first"
+
+        async def take(delivery: Delivery) -> None:
+            async for _ in delivery.parts():
+                pass
+
+        bob.accept.register("take", take)
+        with pytest.raises(UnreachableError, match="ended before"):
+            await alice.push(bob.identifier, "take", parts=cut_off)
+        assert tries == CHANNEL_TRIES
         assert await alice.push(bob.identifier, "take") == b""
+
+
+async def test_an_exchange_that_the_peer_ends_is_not_repeated_on_the_same_channel() -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        taken: list[bytes] = []
+
+        async def give_up(delivery: Delivery) -> None:
+            taken.append(delivery.body)
+            raise ClosedError("enough")
+
+        bob.accept.register("take", give_up)
+        for _ in range(2):
+            with pytest.raises(UnreachableError, match="ended before"):
+                await alice.push(bob.identifier, "take", b"once")
+        assert taken == [b"once"] * 2
 
 
 async def test_a_refusal_ends_a_push_whose_parts_have_no_end() -> None:
@@ -149,7 +189,7 @@ async def test_a_refusal_ends_a_push_whose_parts_have_no_end() -> None:
 
         bob.accept.register("take", refuse)
         with pytest.raises(RefusedError, match="too much"):
-            await alice.push(bob.identifier, "take", parts=endless())
+            await alice.push(bob.identifier, "take", parts=endless)
         bob.accept.register("echo", echo)
         assert await alice.pull(bob.identifier, "echo", b"still") == b"echo still"
 

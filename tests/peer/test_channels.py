@@ -223,7 +223,7 @@ async def test_where_one_transport_does_not_work_the_next_address_is_tried(
             world.secret("bob"), [broken, address], number=bob.record.number + 1, now=world.clock()
         )
         await alice.locators.learn(record.encoded)
-        connect = alice.channels._layer.connect
+        connect = alice.channels._dialler._layer.connect
 
         async def without_proxy(locator: NodeLocator, *, isolation: bytes = b"") -> Connection:
             if locator == broken:
@@ -232,7 +232,7 @@ async def test_where_one_transport_does_not_work_the_next_address_is_tried(
                 raise UnreachableError("nobody is there")
             return await connect(locator, isolation=isolation)
 
-        monkeypatch.setattr(alice.channels._layer, "connect", without_proxy)
+        monkeypatch.setattr(alice.channels._dialler._layer, "connect", without_proxy)
         if away:
             with pytest.raises(TransportUnavailableError):
                 await alice.push(bob.identifier, "note")

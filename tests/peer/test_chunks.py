@@ -173,7 +173,7 @@ async def test_what_are_no_chunks_is_refused_whole(parts: list[bytes]) -> None:
                 yield part
 
         with pytest.raises(RefusedError):
-            await alice.push(bob.identifier, STORE, lane=Lane.BULK, parts=each())
+            await alice.push(bob.identifier, STORE, lane=Lane.BULK, parts=each)
         assert (await bob.storage.usage()).chunks == 0
 
 

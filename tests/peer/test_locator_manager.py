@@ -9,7 +9,7 @@ import pytest
 from overlay.database import Database
 from overlay.errors import NotFoundError, VerificationError
 from overlay.identity import NodeIdentifier, NodeSecret
-from overlay.locators import RECORD_LIFETIME, LocatorRecord, memory_locator
+from overlay.locators import RECORD_LIFETIME, LocatorRecord, NodeLocator, memory_locator
 from overlay.peer import locator_manager
 from overlay.peer.locator_manager import LOCATOR_SCHEMA, RENEWAL_AGE, LocatorManager
 
@@ -145,6 +145,30 @@ async def test_a_crowd_of_records_pushes_out_no_pinned_one(monkeypatch: pytest.M
         await locators.learn(record(1, clock.now + age, secret).encoded)
     known = {each.identifier for each in locators.current()}
     assert known == {directory.identifier, *(secret.identifier for secret in crowd[-2:])}
+
+
+async def test_what_cannot_be_reached_is_listed_apart_and_forgotten_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(locator_manager, "MAX_RECORDS", 3)
+    clock = Clock()
+    database = await Database.open(None, [LOCATOR_SCHEMA])
+    locators = LocatorManager(ME, database, clock, reaches=lambda locator: locator.protocol == "memory")
+    await locators.load()
+    near, far = ([NodeSecret.generate(ENTROPY) for _ in range(3)] for _ in range(2))
+    for age, (one, other) in enumerate(zip(near, far, strict=True)):
+        await locators.learn(record(1, clock.now + age, one).encoded)
+        elsewhere = LocatorRecord.sign(
+            other, [NodeLocator("garlic32", bytes(32))], number=1, now=clock.now + 60, roles=["directory"]
+        )
+        await locators.learn(elsewhere.encoded)
+        assert {each.identifier for each in locators.reachable()} == {
+            secret.identifier for secret in near[: age + 1]
+        }
+    assert {each.identifier for each in locators.current()} == {secret.identifier for secret in near}
+    async with database:
+        kept = await database.read(lambda db: db.execute("SELECT count(*) FROM locator_records").get)
+    assert kept == 3
 
 
 async def test_observers_hear_of_news_only() -> None:

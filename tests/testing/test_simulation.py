@@ -186,6 +186,28 @@ async def test_partition_kills_connections_between_groups_and_heals(
     await join(alice, bobs)
 
 
+async def test_in_silence_nothing_fails_and_nothing_arrives(network: SimulatedNetwork, nodes: Nodes) -> None:
+    (alice, _), (_, bob), _ = nodes
+    dialled, accepted = await join(alice, bob)
+    await dialled.send(b"on its way")
+    network.silence()
+    await dialled.send(b"too late")
+    await accepted.send(b"the way back")
+    assert await accepted.receive() == b"on its way"
+    for end in (dialled, accepted):
+        with anyio.move_on_after(3600) as hour:
+            await end.receive()
+        assert hour.cancelled_caught
+    with pytest.raises(UnreachableError, match="did not answer"):
+        await alice.connect(bob.locators[0])
+    network.heal()
+    again, _ = await join(alice, bob)
+    await again.send(b"through")
+    with anyio.move_on_after(3600) as hour:  # what was open stays dead
+        await accepted.receive()
+    assert hour.cancelled_caught
+
+
 async def test_nodes_in_no_group_stay_together(network: SimulatedNetwork, nodes: Nodes) -> None:
     (alice, _), (bob, bobs), (carol, carols) = nodes
     network.partition([alice.number])

@@ -10,6 +10,7 @@ from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
 
 from overlay.errors import TransportUnavailableError, UnreachableError
+from overlay.locators import NodeLocator, memory_locator
 from overlay.transports.memory.conditions import Conditions, LinkConditions, PerfectConditions
 from overlay.transports.memory.pipe import Change, MemoryStream, Pipe
 
@@ -100,9 +101,12 @@ class MemoryNetwork:
 
     Args:
         conditions: decides what happens to dials and bytes; perfect by default.
+        protocol: what its locators are said to be, and the name of its transports. A node on several
+            in-memory networks needs as many: `onion3` and `garlic32` serve for the second and third.
     """
 
-    def __init__(self, conditions: Conditions | None = None) -> None:
+    def __init__(self, conditions: Conditions | None = None, *, protocol: str = "memory") -> None:
+        self.protocol = protocol
         self._conditions = conditions or PerfectConditions()
         self._backlogs: dict[int, Backlog] = {}
         self._links: dict[Link, None] = {}  # a set in order of dialling, so that the same run is the same
@@ -112,6 +116,16 @@ class MemoryNetwork:
         """Give a number that no transport of this network has been given yet, from 1 up."""
         self._last_number += 1
         return self._last_number
+
+    def locator(self, number: int) -> NodeLocator:
+        """The locator of the transport with this number.
+
+        Raises:
+            MalformedError: this network's protocol is none of the three.
+        """
+        if self.protocol == "memory":
+            return memory_locator(number)
+        return NodeLocator(self.protocol, number.to_bytes(32), port=int(self.protocol == "onion3"))
 
     @property
     def open_connections(self) -> int:

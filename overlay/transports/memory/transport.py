@@ -9,7 +9,7 @@ from anyio.lowlevel import checkpoint
 
 from overlay.connection import Connection, Listener, Properties, StreamConnection, Transport
 from overlay.errors import TransportUnavailableError, UnreachableError
-from overlay.locators import NodeLocator, memory_locator
+from overlay.locators import NodeLocator
 from overlay.transports.memory.network import Backlog, MemoryNetwork
 
 MEMORY_PROPERTIES = Properties(
@@ -44,13 +44,13 @@ class MemoryTransport(Transport):
         self.number = network.new_number() if number is None else number
         self._network = network
         self._properties = properties
-        self._locator = memory_locator(self.number)
+        self._locator = network.locator(self.number)
         self._backlog: Backlog | None = None
 
     @property
     def name(self) -> str:
-        """`memory`."""
-        return "memory"
+        """The protocol of its network: `memory`, unless that was given another."""
+        return self._network.protocol
 
     @property
     def properties(self) -> Properties:
@@ -58,8 +58,8 @@ class MemoryTransport(Transport):
         return self._properties
 
     def carries(self, locator: NodeLocator) -> bool:
-        """Tell whether `locator` is a memory locator."""
-        return locator.protocol == "memory"
+        """Tell whether `locator` is one of this network's kind."""
+        return locator.protocol == self._network.protocol
 
     async def connect(self, locator: NodeLocator, *, isolation: bytes = b"") -> Connection:  # noqa: ARG002 - there are no circuits
         """Dial another transport of the same network; see `Transport.connect`.

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from overlay.errors import TransportUnavailableError, UnreachableError
-from overlay.locators import NodeLocator, memory_locator
+from overlay.locators import NodeLocator, memory_locator, parse_locator
 from overlay.transports.memory import MEMORY_PROPERTIES, MemoryNetwork, MemoryTransport
 
 
@@ -24,6 +24,20 @@ async def test_pretended_properties_are_those_of_its_connections() -> None:
     ):
         assert dialled.properties == hidden
         assert accepted.properties == MEMORY_PROPERTIES
+
+
+@pytest.mark.parametrize("protocol", ["memory", "onion3", "garlic32"])
+async def test_a_network_has_locators_of_its_protocol_and_carries_no_others(protocol: str) -> None:
+    network, other = MemoryNetwork(protocol=protocol), MemoryNetwork(protocol="onion3")
+    async with (
+        MemoryTransport(network, number=7) as caller,
+        MemoryTransport(network, number=8) as receiver,
+        await receiver.listen() as listener,
+        await caller.connect(listener.locators[0]) as dialled,
+    ):
+        assert (caller.name, listener.locators) == (protocol, (network.locator(8),))
+        assert parse_locator(str(dialled.locator)) == network.locator(8)
+        assert caller.carries(other.locator(8)) == (protocol == "onion3")
 
 
 async def test_transport_keeps_its_number_over_a_restart() -> None:

@@ -100,14 +100,18 @@ class Directory:
 
         The first news is that this directory is here: it may have come back at another address.
         """
-        own = self._locators.own
-        self._add_news(NEW_NODE, own.identifier.value, own.encoded, own.identifier)
+        self.tell_own()
         while True:
             if not self._news:
                 self._has_news = anyio.Event()
                 await self._has_news.wait()
             (kind, _), (body, subject) = self._news.popitem(last=False)
             await self._tell_all(kind, body, subject)
+
+    def tell_own(self) -> None:
+        """Have every node told where this directory is reached, now that this has changed."""
+        own = self._locators.own
+        self._add_news(NEW_NODE, own.identifier.value, own.encoded, own.identifier)
 
     async def _tell_all(self, kind: str, body: bytes, subject: NodeIdentifier) -> None:
         places = anyio.CapacityLimiter(TELLERS)
