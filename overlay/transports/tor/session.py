@@ -38,11 +38,13 @@ class TorSession:
         control: authenticated. When it is lost, so is the session.
         proxy: address and port of a SOCKS port.
         process: the number of the launched process; None for an attached tor.
+        version: what tor says of itself, as `0.4.8.9`.
     """
 
     control: ControlConnection
     proxy: tuple[str, int]
     process: int | None
+    version: str
 
 
 @asynccontextmanager
@@ -69,7 +71,8 @@ async def open_session(
         else:
             control = await _attach(tor, timeouts, stack)
         await _bootstrapped(control, timeouts.stall, report)
-        yield TorSession(control, await _socks_port(control), process)
+        version = (await control.get_info("version")).partition(" ")[0]  # without "(git-…)"
+        yield TorSession(control, await _socks_port(control), process, version)
 
 
 async def _launch(

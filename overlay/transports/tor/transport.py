@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -110,6 +110,17 @@ class TorTransport(Transport):
     def properties(self) -> Properties:
         """What its connections give."""
         return self._properties
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """`tor`: its version, and who runs it; `onion`: the service's address; each while there is one."""
+        found = {}
+        if self._session is not None:
+            owner = "launched" if isinstance(self._tor, LaunchedTor) else f"attached at {self._tor.control}"
+            found["tor"] = f"{self._session.version}, {owner}"
+        if self._listener is not None:
+            found["onion"] = self._listener.locator.host
+        return found
 
     @property
     def session(self) -> TorSession | None:

@@ -1,0 +1,129 @@
+"""One dial: through which session it goes, and what is in its way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import anyio
+
+from overlay.connection import Connection, Properties
+from overlay.errors import OverlayError, TransportUnavailableError, UnreachableError
+from overlay.identity import Entropy
+from overlay.locators import NodeLocator
+from overlay.transports.i2p.isolation import IsolationPool, Token
+from overlay.transports.i2p.protocol import Retry
+from overlay.transports.i2p.router import RouterHandle
+from overlay.transports.i2p.session import SamRefusal, StreamSession
+from overlay.transports.i2p.silence import Silence
+from overlay.transports.i2p.streams import DialledConnection
+
+MAX_PAUSE = 16.0
+"""Seconds between two dials at most; a lookup in the network takes ten."""
+
+ANSWER_ROUND_TRIPS = 2
+"""Round trips within which a stream that is closed again proves nothing of the peer's silence, and after
+which a router has sent what a closed stream was given."""
+
+
+@dataclass(frozen=True)
+class Online:
+    """All that depends on a router that is there.
+
+    Attributes:
+        router: which.
+        session: the node's own.
+        pool: those of tokens.
+        silence: of these sessions. New ones remember no lease set, and are not to blame for old streams.
+    """
+
+    router: RouterHandle
+    session: StreamSession
+    pool: IsolationPool
+    silence: Silence
+
+
+@dataclass
+class Dial:
+    """What is dialled, and what stands in its way so far.
+
+    Attributes:
+        locator: the destination.
+        isolation: the token; empty for the node's own session.
+        waiting: the error of what is being waited for.
+        refused: what the last attempt failed for; it says more.
+    """
+
+    locator: NodeLocator
+    isolation: bytes
+    waiting: OverlayError
+    refused: OverlayError | None = None
+
+    @property
+    def why(self) -> OverlayError:
+        """For the caller, when time is up."""
+        return self.refused or self.waiting
+
+    async def once(self, online: Online, properties: Properties) -> Connection:
+        """Dial once; there is no limit of time but the router's own.
+
+        Args:
+            online: what to dial with.
+            properties: of the transport.
+
+        Returns:
+            a connection of which nothing is known but that the router would send something.
+
+        Raises:
+            SamRefusal: the router says no; the session, if it was to blame, is lost by now.
+            TransportUnavailableError: the router was lost, or the session could not be had.
+            Cancelled, it leaves no socket behind.
+        """
+        detour = online.silence.detour(self.isolation, self.locator, anyio.current_time())
+
+        def judge(answered: bool) -> None:  # noqa: FBT001 - what a Verdict is told
+            now = anyio.current_time()
+            online.silence.note(self.isolation, self.locator, detour, answered=answered, now=now)
+
+        with ExitStack() as stack:
+            session = await self._session(online, detour, stack)
+            self.waiting = UnreachableError("the I2P router did not find the destination in time; try again")
+            try:
+                stream = await session.connect(self.locator)
+            except SamRefusal as refusal:
+                if refusal.rule is Retry.NEW_SESSION:
+                    await session.give_up()
+                    await session.lost.wait()
+                raise
+            return DialledConnection(
+                stream,
+                locator=self.locator,
+                properties=properties,
+                verdict=judge,
+                release=stack.pop_all().close,
+                patience=ANSWER_ROUND_TRIPS * properties.round_trip,
+            )
+
+    async def _session(self, online: Online, detour: int, stack: ExitStack) -> StreamSession:
+        """Find the session, which `stack` gives back.
+
+        Raises:
+            TransportUnavailableError: it could not be had.
+        """
+        if not self.isolation and not detour:
+            return online.session
+        self.waiting = TransportUnavailableError(
+            "the I2P router did not make a session of its own for this dial in time; try again"
+        )
+        lease = await online.pool.acquire(Token(self.isolation, detour))
+        stack.callback(lease.release)
+        return lease.session
+
+
+def pauses(round_trip: float, entropy: Entropy) -> Iterator[float]:
+    """Give the seconds between dials: from a quarter of a round trip, each about twice the one before."""
+    pause = round_trip / 4
+    while True:
+        yield pause * (0.75 + entropy(1)[0] / 510)
+        pause = min(2 * pause, MAX_PAUSE)

@@ -1,0 +1,178 @@
+"""Sessions with destinations of their own, for dials that must not be linked to each other.
+
+A session costs the router ten tunnels and takes 20 s to make, so there are few of them, and while tokens are
+being used one that nobody has used yet is kept ready.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple
+
+import anyio
+from anyio.abc import TaskGroup
+
+from overlay.errors import OverlayError, TransportUnavailableError
+from overlay.transports.i2p.session import StreamSession
+
+MAX_ISOLATED = 8
+"""Sessions beside the node's own, the spare one included. Each keeps ten tunnels built, which other routers
+work for, and a router takes half a MiB for it."""
+
+
+class Token(NamedTuple):
+    """What a session is for, and for ever.
+
+    Attributes:
+        isolation: the dialler's token.
+        detour: how many sessions of this token were silent before; see `silence`.
+    """
+
+    isolation: bytes
+    detour: int
+
+
+class Lease:
+    """The use of a session for one dial and for the stream that comes of it.
+
+    Attributes:
+        session: which.
+    """
+
+    def __init__(self, session: StreamSession, release: Callable[[], None]) -> None:
+        self.session = session
+        self._release: Callable[[], None] | None = release
+
+    def release(self) -> None:
+        """Say that the stream is closed, or that there is none; a second time it does nothing."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+
+class _Place:
+    """Room for one session, from when it is asked for until it has ended."""
+
+    def __init__(self) -> None:
+        self.token: Token | None = None
+        self.users = 0
+        self.used = -math.inf
+        self.session: StreamSession | None = None
+        self.failure: OverlayError | None = None
+        self.settled = anyio.Event()
+        self.scope = anyio.CancelScope()
+
+    async def ready(self) -> StreamSession:
+        """Wait until the session is made.
+
+        Raises:
+            TransportUnavailableError: it was not, or was lost again.
+        """
+        await self.settled.wait()
+        if self.session is None:
+            why = self.failure or "the router ended it"
+            raise TransportUnavailableError(f"an I2P session of its own could not be had: {why}")
+        return self.session
+
+    def release(self) -> None:
+        self.users -= 1
+        self.used = anyio.current_time()
+
+
+class IsolationPool:
+    """Sessions by token.
+
+    Args:
+        make: gives a context manager that makes a session and ends it.
+        tasks: in which the sessions live; cancelling it ends them all.
+        rest: seconds that a session is kept after its last stream was closed, in which the router still sends
+            what the stream was given.
+        limit: sessions at most, 2 or more.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], AbstractAsyncContextManager[StreamSession]],
+        tasks: TaskGroup,
+        *,
+        rest: float,
+        limit: int = MAX_ISOLATED,
+    ) -> None:
+        self._make = make
+        self._tasks = tasks
+        self._rest = rest
+        self._limit = limit
+        self._places: list[_Place] = []  # that used last comes last
+
+    async def acquire(self, token: Token) -> Lease:
+        """Give the session of a token, and wait while it is being made.
+
+        Raises:
+            TransportUnavailableError: it could not be made, or all sessions are in use by other tokens.
+            Cancelled, it leaves the session for others.
+        """
+        place = self._find(token)
+        place.users += 1
+        try:
+            self._keep_spare()
+            return Lease(await place.ready(), place.release)
+        except BaseException:
+            place.release()
+            raise
+
+    def _find(self, token: Token) -> _Place:
+        for wanted in (token, None):
+            for place in self._places:
+                if place.token == wanted:
+                    place.token = token
+                    self._places.remove(place)
+                    self._places.append(place)
+                    return place
+        if not self._make_room():
+            raise TransportUnavailableError(
+                f"all {self._limit} I2P sessions that this node may have are in use: close connections, or"
+                " try again later"
+            )
+        return self._open(token)
+
+    def _keep_spare(self) -> None:
+        if all(place.token is not None for place in self._places) and self._make_room():
+            self._open(None)
+
+    def _make_room(self) -> bool:
+        """End the session that has been idle for longest, where there is no room for another."""
+        if len(self._places) < self._limit:
+            return True
+        for place in self._places:
+            if not place.users and anyio.current_time() >= place.used + self._rest:
+                self._places.remove(place)
+                place.scope.cancel()
+                return True
+        return False
+
+    def _open(self, token: Token | None) -> _Place:
+        place = _Place()
+        place.token = token
+        self._places.append(place)
+        self._tasks.start_soon(self._run, place)
+        return place
+
+    async def _run(self, place: _Place) -> None:
+        try:
+            with place.scope:
+                async with self._make() as place.session:
+                    place.settled.set()
+                    await place.session.watch()
+                    self._forget(place)  # at once, and not when its socket is closed
+        except OverlayError as error:
+            place.failure = error
+        finally:
+            self._forget(place)
+
+    def _forget(self, place: _Place) -> None:
+        place.session = None
+        place.settled.set()
+        if place in self._places:
+            self._places.remove(place)
