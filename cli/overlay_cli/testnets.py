@@ -1,9 +1,9 @@
-"""`overlay testnet tor`: a private Tor network in the foreground."""
+"""`overlay testnet tor` and `i2p`: private networks in the foreground."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +21,23 @@ def tor(options: argparse.Namespace, output: Output) -> int:
     def announce(torrc: Path) -> None:
         output.data({"torrc": str(torrc)}, f"overlay up --torrc {printable(str(torrc))}")
 
-    folder = Path(options.dir).absolute() if options.dir else None
-    anyio.run(_run, partial(testnet.run, folder, options.relays, announce))
+    anyio.run(_run, partial(testnet.run_tor, _folder(options), options.relays, announce))
     return DONE
+
+
+def i2p(options: argparse.Namespace, output: Output) -> int:
+    """Run a private I2P network until SIGINT or SIGTERM."""
+
+    def announce(addresses: Sequence[str]) -> None:
+        lines = [f"overlay up --transport i2p --sam {address}" for address in addresses]
+        output.data({"sam": list(addresses)}, "\n".join(lines))
+
+    anyio.run(_run, partial(testnet.run_i2p, _folder(options), options.routers, announce))
+    return DONE
+
+
+def _folder(options: argparse.Namespace) -> Path | None:
+    return Path(options.dir).absolute() if options.dir else None
 
 
 async def _run(network: Callable[[], Coroutine[None, None, None]]) -> None:

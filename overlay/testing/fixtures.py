@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from overlay.testing.i2p import PrivateI2pNetwork
 from overlay.testing.programs import Home, MakeHome
 from overlay.testing.tor import PrivateTorNetwork
 
@@ -25,14 +26,24 @@ def tor_network() -> Iterator[PrivateTorNetwork]:
 
     Without tor the test is skipped, but with `CI=true` in the environment it fails.
     """
-    missing = [program for program in ("tor", "tor-gencert") if not _find(program)]
-    if missing and os.environ.get("CI") == "true":
-        pytest.fail(f"{' and '.join(missing)} must be installed for tests on a real Tor network")
-    if missing:
-        pytest.skip(f"{' and '.join(missing)} not installed")
+    _require("Tor", "tor", "tor-gencert")
     with (
         start_blocking_portal("asyncio") as portal,
         portal.wrap_async_context_manager(PrivateTorNetwork()) as network,
+    ):
+        yield network
+
+
+@pytest.fixture(scope="session")
+def i2p_network() -> Iterator[PrivateI2pNetwork]:
+    """A private I2P network. It belongs to no event loop: a test may kill and start its routers from its own.
+
+    Without i2pd or a C compiler the test is skipped, but with `CI=true` in the environment it fails.
+    """
+    _require("I2P", "i2pd", "cc")
+    with (
+        start_blocking_portal("asyncio") as portal,
+        portal.wrap_async_context_manager(PrivateI2pNetwork()) as network,
     ):
         yield network
 
@@ -54,6 +65,14 @@ def make_home() -> Iterator[MakeHome]:
         for home in homes:
             if home.process is not None:
                 home.end(signal.SIGKILL)
+
+
+def _require(network: str, *programs: str) -> None:
+    missing = [program for program in programs if not _find(program)]
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"{' and '.join(missing)} must be installed for tests on a real {network} network")
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not installed")
 
 
 def _find(program: str) -> str | None:

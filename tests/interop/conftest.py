@@ -10,7 +10,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from overlay.locators import NodeLocator
+from overlay.testing.i2p import PrivateI2pNetwork
 from overlay.testing.tor import PrivateTorNetwork
+from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, TunnelOptions
+from overlay.transports.i2p.transport import I2pTransport
 from overlay.transports.tor.settings import ONION_PORT, LaunchedTor, TorTimeouts
 from overlay.transports.tor.transport import TorTransport
 
@@ -18,6 +21,10 @@ NOBODY_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key().public
 
 LOCAL_TIMEOUTS = TorTimeouts(dial=15.0, start=30.0, stall=30.0, publish=30.0, reply=20.0)
 """A private network is fast; a machine that runs other tests beside is not."""
+
+
+LOCAL_I2P_TIMEOUTS = I2pTimeouts(dial=12.0, create=60.0, round_trip=0.1)
+"""A dial outlasts one search for a destination that nobody publishes, which takes 10 s."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,6 +59,23 @@ def tor_transport(
             tor_network.seed(home / "tor")
         launched = LaunchedTor(home / "tor", extra_torrc=tor_network.client_torrc)
         return TorTransport(launched, key_path=home / "onion.key", timeouts=LOCAL_TIMEOUTS)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def i2p_transport(
+    i2p_network: PrivateI2pNetwork, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], I2pTransport]:
+    """Make transports on the private network, by a name that stands for their key, and a router's number."""
+
+    def make(name: str, router: int) -> I2pTransport:
+        return I2pTransport(
+            AttachedRouter(i2p_network.sam_addresses[router]),
+            key_path=tmp_path_factory.getbasetemp() / f"i2p-{name}.key",
+            tunnels=TunnelOptions(length=1),
+            timeouts=LOCAL_I2P_TIMEOUTS,
+        )
 
     return make
 

@@ -73,7 +73,10 @@ async def test_both_can_call(caller: TorTransport, receiver: TorTransport, liste
     await exchange(caller, listener, b"")
     async with await caller.listen() as other:
         assert other.locators[0].protocol == "onion3"
+        assert caller.facts["onion"] == other.locators[0].host
         await exchange(receiver, other, b"")
+    assert re.fullmatch(r"0\.4\.\d+\.\d+\S*, launched", caller.facts["tor"])
+    assert caller.facts.keys() == {"tor"}
 
 
 async def test_tokens_have_circuits_of_their_own(caller: TorTransport, listener: Listener) -> None:
@@ -195,6 +198,8 @@ async def test_attaches_by_port_with_a_password(
     attached = TorTransport(AttachedTor(port, password=lambda: PASSWORD), key_path=tmp_path / "key")
     async with attached:
         await exchange(attached, listener, b"")
+        assert attached.facts["tor"].endswith(f", attached at {port}")
+    assert attached.facts == {}
     assert host.status.state == "ready"
 
 
