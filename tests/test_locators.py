@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -476,6 +477,12 @@ def test_every_code_block_of_locators_in_the_specification() -> None:
     for line in example("example-locators").splitlines():
         text, data = line.split()
         assert parse_locator(text).to_bytes().hex() == data
+
+
+def test_the_destination_of_the_specification() -> None:
+    data = bytes(index % 256 for index in range(384)) + bytes.fromhex("05 0004 0007 0000")
+    locator = parse_locator(example("example-destination"))
+    assert locator == NodeLocator("garlic32", hashlib.sha256(data).digest())
 
 
 def test_the_token_of_the_specification() -> None:

@@ -34,6 +34,7 @@ from overlay_cli.output import Output, printable
 from overlay_cli.progress import StatusLine
 from overlay_cli.signals import wait_for_signal
 from overlay_cli.transports import build_transports
+from overlay_cli.up_options import check_up_options, with_up_options
 
 PASSWORD_VARIABLE = "OVERLAY_TOR_PASSWORD"  # noqa: S105 - the name of a variable, not a password
 MIB = 1 << 20
@@ -73,12 +74,13 @@ def choose_config(options: argparse.Namespace, home: Home) -> Config:
     """Put together what the command line, the home's memory and config.toml say, in this order of rank.
 
     Raises:
-        MalformedError: a bad value in config.toml, a bad ticket, or options that exclude each other.
+        MalformedError: a bad value in config.toml, a bad ticket, options that exclude each other, or one for
+            a transport that was not chosen.
         VerificationError: a forged ticket.
     """
     config, remembered = load_config(home.config), home.remembered()
-    if options.torrc and options.tor_control:
-        raise MalformedError("--torrc is for the node's own tor, --tor-control for another: give one of them")
+    transports = tuple(dict.fromkeys(options.transport or config.transports))
+    check_up_options(options, transports)
     if options.join:
         _check_ticket(options.join)
     told = replace(
@@ -88,15 +90,13 @@ def choose_config(options: argparse.Namespace, home: Home) -> Config:
     )
     if told != remembered:
         home.remember(told)
+    config = with_up_options(config, options)
     return replace(
         config,
-        transports=tuple(dict.fromkeys(options.transport or config.transports)),
-        listen=options.listen or config.listen,
+        transports=transports,
         join=told.join or config.join,
         directory=told.directory or config.directory,
-        tor_control=options.tor_control or ("" if options.torrc else config.tor_control),
         tor_password=os.environ.get(PASSWORD_VARIABLE) or config.tor_password,
-        torrc=options.torrc or config.torrc,
     )
 
 
@@ -122,8 +122,6 @@ async def _run_node(
 ) -> None:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(await open_database(context.home))
-        for transport in runtime.transports:
-            await stack.enter_async_context(transport)
         node = Node(
             secret=secret,
             layer=ConnectionLayer(runtime.transports, anonymous=config.hides),
@@ -200,8 +198,16 @@ def _print_status(runtime: Runtime, status: RuntimeStatus, output: Output, *, mo
 
 def _show_progress(transports: list[Transport], output: Output) -> None:
     line = StatusLine(output.stderr, shown=not output.quiet)
+    failures: dict[str, str] = {}
 
     def show(transport: Transport, status: TransportStatus) -> None:
+        before = (
+            failures.pop(transport.name, None) if status.state == "ready" else failures.get(transport.name)
+        )
+        if before is not None and (status.state == "starting" or status.detail == before):
+            return  # it is tried again every minute or so, which says nothing new
+        if status.state == "failed":
+            failures[transport.name] = status.detail
         text = printable(f"{transport.name} {status.state} {status.progress}% {status.detail}".rstrip())
         line.show(text, last=status.state != "starting")
 

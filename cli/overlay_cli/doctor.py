@@ -9,25 +9,33 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import anyio
 
 from overlay.control.config import Config, load_config
 from overlay.control.protocol import JSON
 from overlay.errors import NotRunningError, OverlayError
+from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts
 from overlay_cli.context import ANSWER_TIMEOUT, Context, as_list, as_object
 from overlay_cli.exit_codes import DONE, FAILURE, NOT_FOUND, REFUSED, UNAVAILABLE, UNREACHABLE, exit_code
 from overlay_cli.output import Output, printable
+from overlay_cli.transports import choose_router
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_TOR = (0, 4, 6)
 """The first without v2 onion services; all that are maintained are newer."""
 RELEASED = 1_780_000_000.0
 """When this version was made, roughly, in seconds since 1970: no right clock shows an earlier time."""
+OLDEST_I2PD = (2, 38, 0)
+"""The first that takes b32 names over SAM."""
 TOR_PROGRAM = "tor-program"
 """The check of the installed program; the transport's own is `tor`."""
-TOR_TIMEOUT = 10.0
-"""Seconds for `tor --version`, which takes a few milliseconds."""
+I2P_ROUTER = "i2p-router"
+"""The check of the router, or of the program that would be launched; the transport's own is `i2p`."""
+VERSION_TIMEOUT = 10.0
+"""Seconds for a program to print its version, which takes a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +75,13 @@ def _examine(context: Context) -> Iterator[Finding]:
         yield Finding("config", str(error), exit_code(error))
         return
     yield Finding("config", f"transports: {', '.join(config.transports)}")
-    if "tor" in config.transports:
-        yield _guarded(TOR_PROGRAM, lambda: _tor(config))
-    yield from _running(context)
+    try:
+        status = context.ask("status", timeout=ANSWER_TIMEOUT)
+    except OverlayError as error:
+        yield from _could_run(context, config)
+        yield _silent(context, error)
+    else:
+        yield from _running(status)
 
 
 def _guarded(check: str, look: Callable[[], Finding]) -> Finding:
@@ -120,49 +132,84 @@ def _tor(config: Config) -> Finding:
         return Finding(TOR_PROGRAM, f"the one at {config.tor_control}")
     # Imported now that the libraries that it needs are known to be there.
     program: str = importlib.import_module("overlay.transports.tor.process").find_program("tor")
-    return _tor_version(program)
+    return _version(TOR_PROGRAM, program, "tor", OLDEST_TOR)
 
 
-def _tor_version(program: str) -> Finding:
+def _i2p(context: Context, config: Config) -> Finding:
+    if importlib.util.find_spec("i2plib") is None:
+        return Finding(I2P_ROUTER, "i2plib is missing: run pip install 'overlay-p2p[i2p]'", UNAVAILABLE)
+    router = choose_router(context.home, config)
+    if isinstance(router, AttachedRouter):
+        return Finding(I2P_ROUTER, anyio.run(_greet, router))
+    program: str = importlib.import_module("overlay.transports.i2p.router").find_i2pd(router.executable)
+    return _version(I2P_ROUTER, program, "i2pd", OLDEST_I2PD)
+
+
+async def _greet(router: AttachedRouter) -> str:
+    sam = importlib.import_module("overlay.transports.i2p.sam")
+    bridge = await sam.open_sam(router.address, I2pTimeouts())
+    await bridge.aclose()
+    return f"the one at {router.sam}, which speaks SAM {bridge.version}"
+
+
+def _version(check: str, program: str, package: str, oldest: tuple[int, ...]) -> Finding:
     try:
-        done = subprocess.run(  # noqa: S603 - the program was found on the user's own PATH
-            [program, "--version"], capture_output=True, text=True, timeout=TOR_TIMEOUT, check=True
+        done = subprocess.run(  # noqa: S603 - the program was found on the user's own PATH, or is the user's choice
+            [program, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return Finding(
-            TOR_PROGRAM, f"{program} does not run: install your system's package 'tor' again", UNAVAILABLE
+            check, f"{program} does not run: install your system's package '{package}' again", UNAVAILABLE
         )
     found = re.search(r"\b(\d+)\.(\d+)\.(\d+)(?:\.\d+)*", done.stdout)
-    if found is None or tuple(map(int, found.groups())) < OLDEST_TOR:
-        return Finding(
-            TOR_PROGRAM,
-            f"{program} is too old: install {'.'.join(map(str, OLDEST_TOR))} or newer",
-            UNAVAILABLE,
-        )
-    return Finding(TOR_PROGRAM, found.group())
+    if found is None or tuple(map(int, found.groups())) < oldest:
+        needed = ".".join(map(str, oldest))
+        return Finding(check, f"{program} is too old: install {needed} or newer", UNAVAILABLE)
+    return Finding(check, found.group())
 
 
-def _running(context: Context) -> Iterator[Finding]:
-    try:
-        status = context.ask("status", timeout=ANSWER_TIMEOUT)
-    except NotRunningError:
-        held = context.home.locked
-        detail = (
-            "it holds its home but takes no connection" if held else "not running: start it with 'overlay up'"
-        )
-        yield Finding("node", detail, UNREACHABLE if held else DONE)
-        return
-    except OverlayError as error:
-        yield Finding("node", str(error), exit_code(error))
-        return
+def _could_run(context: Context, config: Config) -> Iterator[Finding]:
+    """What `overlay up` would need, where no node tells what it has."""
+    if "tor" in config.transports:
+        yield _guarded(TOR_PROGRAM, lambda: _tor(config))
+    if "i2p" in config.transports:
+        yield _guarded(I2P_ROUTER, lambda: _i2p(context, config))
+    yield from _networks(config.transports)
+
+
+def _silent(context: Context, error: OverlayError) -> Finding:
+    if not isinstance(error, NotRunningError):
+        return Finding("node", str(error), exit_code(error))
+    if context.home.locked:
+        return Finding("node", "it holds its home but takes no connection", UNREACHABLE)
+    return Finding("node", "not running: start it with 'overlay up'")
+
+
+def _running(status: Mapping[str, JSON]) -> Iterator[Finding]:
+    transports = [as_object(each) for each in as_list(status.get("transports"))]
+    yield from _networks([each.get("name") for each in transports])
     yield Finding("node", "running")
-    for transport in map(as_object, as_list(status.get("transports"))):
-        ready = transport.get("state") == "ready"
-        detail = f"{transport.get('state')} {transport.get('detail')}".rstrip()
-        yield Finding(str(transport.get("name")), detail, DONE if ready else UNAVAILABLE)
+    yield from map(_transport, transports)
     yield _directory(status)
 
 
-def _directory(status: dict[str, JSON]) -> Finding:
+def _networks(names: Sequence[JSON]) -> Iterator[Finding]:
+    if {"tor", "i2p"} <= set(map(str, names)):
+        yield Finding(
+            "networks",
+            "Tor and I2P: whoever knows one of the node's two addresses can learn the other, "
+            "so keep a pseudonym that must not be linked in a home with one network",
+        )
+
+
+def _transport(found: Mapping[str, JSON]) -> Finding:
+    told = str(found.get("detail") or "")
+    facts = [(name, fact) for name, fact in as_object(found.get("facts")).items() if str(fact) not in told]
+    shown = "; ".join(f"{'last error' if name == 'error' else name}: {fact}" for name, fact in facts)
+    detail = f"{found.get('state')} {told}".rstrip() + (f" ({shown})" if shown else "")
+    return Finding(str(found.get("name")), detail, DONE if found.get("state") == "ready" else UNAVAILABLE)
+
+
+def _directory(status: Mapping[str, JSON]) -> Finding:
     reached = status.get("state") == "ready"
     return Finding("directory", str(status.get("detail")), DONE if reached else UNREACHABLE)

@@ -12,6 +12,9 @@ from overlay_cli.exit_codes import BROKEN_PIPE, FAILURE, INTERRUPTED, exit_code
 from overlay_cli.output import Output, make_encodable
 from overlay_cli.parser import parse
 
+_EXTRAS = {"stem": "tor", "socks": "tor", "i2plib": "i2p"}
+"""The libraries that come with an extra, with its name."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
@@ -50,10 +53,10 @@ def _before_end_of_options(arguments: list[str]) -> list[str]:
 
 def _tell(output: Output, error: Exception) -> int:
     match error:
-        case ModuleNotFoundError(name="stem" | "socks" as name):
+        case ModuleNotFoundError(name=str(module)) if (library := module.partition(".")[0]) in _EXTRAS:
+            extra = f"'overlay-p2p[{_EXTRAS[library]}]'"
             return _tell(
-                output,
-                TransportUnavailableError(f"'{name}' is missing: run pip install 'overlay-p2p[tor]'"),
+                output, TransportUnavailableError(f"'{library}' is missing: run pip install {extra}")
             )
         case OverlayError():
             output.error(error)

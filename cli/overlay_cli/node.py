@@ -44,9 +44,7 @@ def peers(options: argparse.Namespace, output: Output) -> int:
     """List the nodes that this one knows."""
     with Context(options, output).node(timeout=ANSWER_TIMEOUT) as node:
         for peer in map(as_object, node.stream("peers")):
-            state = "connected" if peer.get("connected") else "-"
-            where = " ".join(map(str, as_list(peer.get("locators"))))
-            output.data(peer, printable(f"{peer.get('node')}  {state:9}  {where}"))
+            output.data(peer, *_peer_lines(peer))
     return DONE
 
 
@@ -111,13 +109,27 @@ def _status_lines(found: Mapping[str, JSON], output: Output) -> list[str]:
         ("state", f"{state}: {detail}"),
         ("node", printable(str(found.get("node")))),
         *(("locator", printable(str(each))) for each in as_list(found.get("locators"))),
-        *(("transport", _transport_line(as_object(each))) for each in as_list(found.get("transports"))),
+        *(row for each in as_list(found.get("transports")) for row in _transport_rows(as_object(each))),
         ("peers", f"{peers_known.get('known')} known, {peers_known.get('connected')} connected"),
         ("sessions", f"{found.get('sessions')}"),
     ]
     return [f"{name:10} {text}" for name, text in rows]
 
 
-def _transport_line(transport: Mapping[str, JSON]) -> str:
+def _transport_rows(transport: Mapping[str, JSON]) -> list[tuple[str, str]]:
     detail = f": {transport.get('detail')}" if transport.get("detail") else ""
-    return printable(f"{transport.get('name')} {transport.get('state')}{detail}")
+    facts = as_object(transport.get("facts")).items()
+    return [
+        ("transport", printable(f"{transport.get('name')} {transport.get('state')}{detail}")),
+        *(("", printable(f"  {name}: {fact}")) for name, fact in facts),
+    ]
+
+
+def _peer_lines(peer: Mapping[str, JSON]) -> list[str]:
+    state = "connected" if peer.get("connected") else "-"
+    where = " ".join(map(str, as_list(peer.get("locators"))))
+    lines = [f"{peer.get('node')}  {state:9}  {where}"]
+    if peer.get("over"):
+        how = f"it was dialled at {peer['via']}" if peer.get("via") else "it dialled this node"
+        lines.append(f"    over {peer['over']}: {how}")
+    return [printable(line) for line in lines]

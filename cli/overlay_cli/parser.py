@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from overlay.errors import MalformedError
 
+I2P_ROUTERS = (8, 32)
 MAX_RELAYS = 32
 """Relays of a private Tor network; each is a process of about 20 MiB."""
 
@@ -95,11 +96,18 @@ def _add_node_commands(commands: _Commands, common: Parser) -> None:
 
 
 def _add_up_options(up: Parser) -> None:
-    up.add_argument("--transport", action="append", choices=("tor", "tcp"), help="may be given twice")
+    up.add_argument(
+        "--transport", action="append", choices=("tor", "i2p", "tcp"), help="may be given several times"
+    )
     up.add_argument("--directory", action="store_true", help="be a directory for others (remembered)")
     up.add_argument("--join", metavar="TICKET", help="register at the ticket's directory (remembered)")
     up.add_argument("--torrc", metavar="FILE", help="lines to add to the configuration of the node's own tor")
     up.add_argument("--tor-control", metavar="ADDR", help="use the tor with this control port or socket")
+    up.add_argument("--sam", metavar="HOST:PORT", help="use the I2P router whose SAM bridge listens there")
+    up.add_argument("--i2pd", metavar="PATH", help="the program to launch as the node's own I2P router")
+    up.add_argument(
+        "--i2p-config", metavar="FILE", help="lines to add to the configuration of the node's own router"
+    )
     up.add_argument("--listen", metavar="HOST:PORT", help="where tcp listens")
 
 
@@ -138,6 +146,9 @@ def _add_testnet_commands(testnet: Parser, common: Parser) -> None:
     tor = _add(commands, common, "tor", "run a private Tor network until Ctrl-C", "testnets:tor")
     tor.add_argument("--dir", metavar="DIR", help="a folder for it (else a temporary one)")
     tor.add_argument("--relays", type=_relays, default=3, metavar="N", help="how many relays (3)")
+    i2p = _add(commands, common, "i2p", "run a private I2P network until Ctrl-C (Linux)", "testnets:i2p")
+    i2p.add_argument("--dir", metavar="DIR", help="a folder for it (else a temporary one)")
+    i2p.add_argument("--routers", type=_routers, default=8, metavar="N", help="how many routers (8)")
 
 
 def _seconds(text: str) -> float:
@@ -161,6 +172,14 @@ def _relays(text: str) -> int:
     return relays
 
 
+def _routers(text: str) -> int:
+    routers, (least, most) = int(text), I2P_ROUTERS
+    if not least <= routers <= most:
+        raise argparse.ArgumentTypeError(f"a private I2P network has {least} to {most} routers")
+    return routers
+
+
 _seconds.__name__ = "number of seconds"  # argparse puts these into its sentence
 _count.__name__ = "count"
 _relays.__name__ = "number of relays"
+_routers.__name__ = "number of routers"

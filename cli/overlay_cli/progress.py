@@ -109,11 +109,13 @@ class StatusLine:
         self._stream = stream
         self._shown = shown
         self._in_place = stream.isatty()
+        self._before = ""
 
     def show(self, text: str, *, last: bool) -> None:
         """Show `text`, printable, instead of what was shown before; the `last` one stays."""
-        if not self._shown:
+        if not self._shown or text == self._before:
             return
+        self._before = text
         begin = _CLEAR_LINE if self._in_place else ""
         end = "" if self._in_place and not last else "\n"
         self._stream.write(begin + text + end)

@@ -12,9 +12,13 @@ from typing import Any
 from overlay.chat.texts import MAX_NAME_BYTES, check_line
 from overlay.errors import MalformedError, RefusedError
 
-TRANSPORTS = ("tor", "tcp")
+TRANSPORTS = ("tor", "i2p", "tcp")
 MAX_TEXT_LENGTH = 4096
 """Characters of any other text in the file: a ticket has about 1,000."""
+MAX_TUNNEL_LENGTH = 7
+"""Hops; I2P routers build no longer tunnels."""
+MAX_TUNNEL_QUANTITY = 16
+"""Tunnels each way; a lease set has room for as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,12 @@ class Config:
         tor_control: HOST:PORT or path of the control socket of a tor that runs already; empty: launch one.
         tor_password: the control password of that tor.
         torrc: a file with lines for the tor that is launched: bridges, a private network.
+        sam: HOST:PORT of the SAM bridge of an I2P router that runs already; empty: look for one at the usual
+            address, and launch one where there is none.
+        i2pd: the program to launch as I2P router, by name or path; empty: `i2pd`.
+        i2p_config: a file with lines for the configuration of the router that is launched.
+        tunnel_length: hops of each I2P tunnel.
+        tunnel_quantity: I2P tunnels each way.
         quota_mib: MiB of other people's chunks that this node stores at most.
         idle_timeout: seconds after which a connection that carries nothing is closed.
     """
@@ -46,6 +56,11 @@ class Config:
     tor_control: str = ""
     tor_password: str = ""
     torrc: str = ""
+    sam: str = ""
+    i2pd: str = ""
+    i2p_config: str = ""
+    tunnel_length: int = 3
+    tunnel_quantity: int = 5
     quota_mib: int = 1024
     idle_timeout: int = 600
 
@@ -62,15 +77,26 @@ class Config:
         return self.anonymous if self.anonymous is not None else self.transports != ("tcp",)
 
     def check_transports(self) -> None:
-        """Refuse transports that contradict each other.
+        """Refuse what contradicts itself.
 
         Raises:
             RefusedError: tcp on a node that hides where it is, which tcp would reveal.
+            MalformedError: settings for a tor or a router to launch beside one that runs already.
         """
         if self.hides and "tcp" in self.transports:
             raise RefusedError(
                 "tcp would reveal where this anonymous node is: leave tcp away, "
                 "or write 'anonymous = false' in config.toml"
+            )
+        if self.tor_control and self.torrc:
+            raise MalformedError(
+                "tor.torrc is for the node's own tor, tor.control for another: "
+                "keep one of them in config.toml"
+            )
+        if self.sam and (self.i2pd or self.i2p_config):
+            raise MalformedError(
+                "i2p.i2pd and i2p.config are for the node's own router, i2p.sam for another: "
+                "keep one of them in config.toml"
             )
 
 
@@ -160,13 +186,17 @@ def _whole(least: int, most: int) -> Callable[[object], int]:
     return read
 
 
-def _address(value: object) -> str:
-    text = _text()(value)
-    try:
-        parse_address(text)
-    except MalformedError as error:
-        raise MalformedError("must be HOST:PORT, as in 127.0.0.1:0") from error
-    return text
+def _address(example: str, *, needed: bool = True) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        text = _text()(value)
+        try:
+            if text or needed:
+                parse_address(text)
+        except MalformedError as error:
+            raise MalformedError(f"must be HOST:PORT, as in {example}") from error
+        return text
+
+    return read
 
 
 def _transports(value: object) -> tuple[str, ...]:
@@ -180,13 +210,18 @@ _KEYS: dict[str, tuple[str, Callable[[object], object]]] = {
     "name": ("name", _name),
     "transports": ("transports", _transports),
     "anonymous": ("anonymous", _truth),
-    "listen": ("listen", _address),
+    "listen": ("listen", _address("127.0.0.1:0")),
     "directory": ("directory", _truth),
     "relay": ("relay", _truth),
     "join": ("join", _text()),
     "tor.control": ("tor_control", _text()),
     "tor.password": ("tor_password", _text()),
     "tor.torrc": ("torrc", _text()),
+    "i2p.sam": ("sam", _address("127.0.0.1:7656", needed=False)),
+    "i2p.i2pd": ("i2pd", _text()),
+    "i2p.config": ("i2p_config", _text()),
+    "i2p.length": ("tunnel_length", _whole(1, MAX_TUNNEL_LENGTH)),
+    "i2p.quantity": ("tunnel_quantity", _whole(1, MAX_TUNNEL_QUANTITY)),
     "storage.quota_mib": ("quota_mib", _whole(0, 1 << 20)),
     "limits.idle_timeout": ("idle_timeout", _whole(10, 86400)),
 }
@@ -200,7 +235,8 @@ _TEMPLATE = """\
 # How you are called in a chat, where you give no other name.
 name = @NAME@
 
-# What carries connections, in order of preference: "tor", "tcp".
+# What carries connections, in order of preference: "tor", "i2p", "tcp". With "tor" and "i2p" the node is
+# reached over both, and whoever knows its one address learns the other.
 #transports = ["tor"]
 
 # Hide where this node is. An anonymous node never uses tcp, which would reveal it.
@@ -228,6 +264,26 @@ name = @NAME@
 
 # A file with lines for the node's own tor: bridges, a private network.
 #torrc = ""
+
+[i2p]
+# The SAM bridge of an I2P router that runs already, HOST:PORT. It is given the key of this node's
+# destination, so name one that is yours. Empty: the one at 127.0.0.1:7656 if there is one, else a router of
+# the node's own.
+#sam = ""
+
+# The program that the node's own router is, by name or path. Empty: i2pd.
+#i2pd = ""
+
+# A file with lines for the configuration of the node's own router, as for i2pd.conf.
+#config = ""
+
+# Hops of each tunnel, 1 to 7. A hop knows only its neighbours: with 3 no hop knows both ends, with 1 the
+# only hop does. Every further hop costs time, and makes a tunnel fail more often.
+#length = 3
+
+# Tunnels each way, 1 to 16. More make the node faster and survive more failures, and show more routers that
+# it is there; with fewer than 3 it may be out of reach until a tunnel that failed has been replaced.
+#quantity = 5
 
 [storage]
 # MiB of other people's chunks that this node stores at most.

@@ -5,6 +5,7 @@
     state.json    what `overlay up` was told once and keeps to: the directory to join, or to be one
     node.db       the database
     tor/          what belongs to Tor: the onion service's key, and data/ for the tor process
+    i2p/          what belongs to I2P: the destination's key, and data/ for the router
     control.sock  the running node's control socket
     lock          held by whoever runs the node
 
@@ -31,7 +32,7 @@ IDENTITY_BYTES = 64
 MAX_STATE_BYTES = 1 << 16
 """Bytes of state.json: a ticket with eight locators takes about 1,000."""
 
-_LEFT_BY_INIT = frozenset({"config.toml", "lock", "tor"})  # when it was cut short
+_LEFT_BY_INIT = frozenset({"config.toml", "lock", "tor", "i2p"})  # when it was cut short
 _NEW = ".new-"  # before the name of a file that is still being written
 
 
@@ -94,6 +95,11 @@ class Home:
         return self.path / "tor"
 
     @property
+    def i2p(self) -> Path:
+        """The folder of what belongs to I2P."""
+        return self.path / "i2p"
+
+    @property
     def exists(self) -> bool:
         """Tell whether this is a home: whether it holds an identity."""
         return (self.path / "identity").is_file()
@@ -116,8 +122,9 @@ class Home:
         with self.lock():
             if self.exists:
                 raise RefusedError(f"{self.path} is a home already: nothing was changed")
-            _make_private_folder(self.tor)
-            _make_private_folder(self.tor / "data")
+            for folder in (self.tor, self.i2p):
+                _make_private_folder(folder)
+                _make_private_folder(folder / "data")
             write_private(self.config, config.encode())
             write_private(self.path / "identity", entropy(IDENTITY_BYTES))
 
@@ -254,7 +261,10 @@ def _left_by_init(name: str) -> bool:
 
 
 def _tighten(path: Path) -> Iterator[str]:
-    status = path.lstat()
+    try:
+        status = path.lstat()
+    except FileNotFoundError:  # by a router that still ends, of a node that was killed
+        return
     if status.st_uid != os.geteuid():
         raise RefusedError(f"{path} belongs to another user: give it to yours, or choose another home")
     kinds = {stat.S_IFDIR: FOLDER_MODE, stat.S_IFREG: FILE_MODE, stat.S_IFSOCK: FILE_MODE}

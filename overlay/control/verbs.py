@@ -130,6 +130,7 @@ class NodeVerbs:
                     "state": each.status.state,
                     "detail": each.status.detail,
                     "progress": each.status.progress,
+                    "facts": dict(each.facts),
                 }
                 for each in self._runtime.transports
             ],
@@ -262,6 +263,8 @@ def _peer(peer: PeerStatus) -> JSON:
         "roles": [*sorted(peer.roles)],
         "connected": peer.connected,
         "score": round(peer.score, 3),
+        "via": None if peer.via is None else str(peer.via),
+        "over": peer.over or None,
     }
 
 

@@ -55,7 +55,7 @@ STATUS: dict[str, JSON] = {
     "detail": "ready",
     "node": "n" * 56,
     "locators": ["/ip4/127.0.0.1/tcp/9"],
-    "transports": [{"name": "tcp", "state": "ready", "detail": "", "progress": 100}],
+    "transports": [{"name": "tcp", "state": "ready", "detail": "", "progress": 100, "facts": {}}],
     "peers": {"known": 2, "connected": 1},
     "sessions": 1,
 }
@@ -198,6 +198,12 @@ def test_init_where_nothing_can_be_written(overlay: Command) -> None:
         (["--transport", "tor", "--transport", "tcp"], 6, "reveal"),
         (["--torrc", "/nonexistent/torrc"], 2, "torrc"),
         (["--torrc", "x", "--tor-control", "y"], 2, "one of them"),
+        (["--transport", "i2p", "--transport", "tcp"], 6, "reveal"),
+        (["--transport", "i2p", "--i2p-config", "/nonexistent/i2pd.conf"], 2, "--i2p-config takes a file"),
+        (["--transport", "i2p", "--sam", "nowhere"], 2, "127.0.0.1:7656"),
+        (["--transport", "i2p", "--sam", "x", "--i2pd", "y"], 2, "one of them"),
+        (["--transport", "tor", "--sam", "127.0.0.1:7656"], 2, "add '--transport i2p'"),
+        (["--transport", "i2p", "--torrc", "x"], 2, "add '--transport tor'"),
     ],
 )
 def test_up_refuses_what_cannot_be(
@@ -213,12 +219,16 @@ def test_up_refuses_what_cannot_be(
     assert not home.locked
 
 
-def test_up_without_the_libraries_of_tor(overlay: Command, home: Home) -> None:
-    without = "import sys; sys.modules['stem'] = None; from overlay_cli.main import main"
-    command = [sys.executable, "-c", f"{without}; sys.exit(main(['up', '--json']))"]
+@pytest.mark.parametrize(("transport", "library"), [("tor", "stem"), ("i2p", "i2plib")])
+def test_up_without_the_library_of_a_transport(
+    overlay: Command, home: Home, transport: str, library: str
+) -> None:
+    without = f"import sys; sys.modules['{library}'] = None; from overlay_cli.main import main"
+    words = ["up", "--json", "--transport", transport]
+    command = [sys.executable, "-c", f"{without}; sys.exit(main({words}))"]
     done = subprocess.run(command, capture_output=True, env=overlay.environ, check=False)
     assert (done.returncode, done.stdout) == (4, b"")
-    assert "pip install 'overlay-p2p[tor]'" in json.loads(done.stderr)["error"]["message"]
+    assert f"pip install 'overlay-p2p[{transport}]'" in json.loads(done.stderr)["error"]["message"]
     assert not home.locked
 
 
@@ -268,7 +278,7 @@ def test_an_error_is_one_sentence_and_a_traceback_on_demand(overlay: Command, sc
 
 
 ITEMS: dict[str, tuple[JSON, ...]] = {
-    "peers": ({"node": "n", "locators": [EVIL], "connected": True},),
+    "peers": ({"node": "n", "locators": [EVIL], "connected": True, "via": EVIL, "over": EVIL},),
     "chat.list": ({"session": "s", "title": EVIL},),
     "chat.people": ({"participant": "p", "name": EVIL, "me": True},),
     "chat.files": ({"file": "f", "name": EVIL, "size": 5, "at": 1, "from": EVIL},),
@@ -279,7 +289,12 @@ ITEMS: dict[str, tuple[JSON, ...]] = {
     ),
 }
 RESULTS: dict[str, JSON] = {
-    "status": {**STATUS, "detail": EVIL, "locators": [EVIL], "transports": [{"name": EVIL, "detail": EVIL}]},
+    "status": {
+        **STATUS,
+        "detail": EVIL,
+        "locators": [EVIL],
+        "transports": [{"name": EVIL, "detail": EVIL, "facts": {EVIL: EVIL}}],
+    },
     "ticket": {"ticket": EVIL},
     "chat.create": {"session": "s", "invite": EVIL},
     "chat.invite": {"invite": EVIL},
@@ -317,6 +332,42 @@ def test_a_message_cannot_pass_for_another(overlay: Command, scripted: Start) ->
     first, second = overlay("chat", "read", "room").out.splitlines()
     assert first.endswith("eve: hi")
     assert second.startswith("    ")
+
+
+def test_status_shows_each_transport_with_its_facts(overlay: Command, scripted: Start) -> None:
+    i2p: JSON = {
+        "name": "i2p",
+        "state": "starting",
+        "detail": "building tunnels",
+        "facts": {"router": "127.0.0.1:7656", "sam": "3.1"},
+    }
+    tor: JSON = {"name": "tor", "state": "ready", "detail": "", "facts": {"tor": "0.4.8.9, launched"}}
+    scripted({"status": answering({**STATUS, "transports": [tor, i2p]})})
+    lines = overlay("status").out.splitlines()
+    start = lines.index("transport  tor ready")
+    assert lines[start : start + 5] == [
+        "transport  tor ready",
+        "             tor: 0.4.8.9, launched",
+        "transport  i2p starting: building tunnels",
+        "             router: 127.0.0.1:7656",
+        "             sam: 3.1",
+    ]
+
+
+def test_peers_say_over_what_each_is_reached(overlay: Command, scripted: Start) -> None:
+    known: tuple[JSON, ...] = (
+        {"node": "a", "locators": ["/x", "/y"], "connected": True, "via": "/y", "over": "i2p"},
+        {"node": "b", "locators": ["/z"], "connected": True, "via": None, "over": "tor"},
+        {"node": "c", "locators": [], "connected": False, "via": None, "over": None},
+    )
+    scripted({"peers": answering(None, known)})
+    assert overlay("peers").out.splitlines() == [
+        "a  connected  /x /y",
+        "    over i2p: it was dialled at /y",
+        "b  connected  /z",
+        "    over tor: it dialled this node",
+        "c  -          ",
+    ]
 
 
 def test_status_without_noise(overlay: Command, scripted: Start) -> None:

@@ -95,7 +95,9 @@ def test_status_ticket_peers(nodes: tuple[Command, Command]) -> None:
     status = bob("--json", "status").lines[0]
     assert status.keys() == {"state", "detail", "node", "locators", "transports", "peers", "sessions"}
     assert (status["state"], status["node"]) == ("ready", bob("id").out.strip())
-    assert status["transports"] == [{"name": "tcp", "state": "ready", "detail": "", "progress": 100}]
+    assert status["transports"] == [
+        {"name": "tcp", "state": "ready", "detail": "", "progress": 100, "facts": {}}
+    ]
     assert ann("--json", "ticket").lines[0].keys() == {"ticket"}
     assert bob("--json", "peers").lines[0]["node"] == ann("id").out.strip()
     doctor = bob("--json", "doctor")

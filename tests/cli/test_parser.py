@@ -29,6 +29,7 @@ COMMANDS = [
     ["chat", "files", "s"],
     ["chat", "get", "s", "f"],
     ["testnet", "tor"],
+    ["testnet", "i2p"],
 ]
 
 
@@ -48,9 +49,11 @@ def test_global_options_may_stand_before_and_after_the_command(command: list[str
 
 
 def test_options_of_up() -> None:
-    text = "up --transport tor --transport tcp --directory --join T --torrc F --tor-control A --listen H:1"
+    text = "up --transport tor --transport i2p --transport tcp --directory --join T"
+    text += " --torrc F --tor-control A --listen H:1 --sam S:1 --i2pd P --i2p-config C"
     options = parse(text.split())
-    assert options.transport == ["tor", "tcp"]
+    assert options.transport == ["tor", "i2p", "tcp"]
+    assert (options.sam, options.i2pd, options.i2p_config) == ("S:1", "P", "C")
     assert (options.directory, options.join, options.torrc) == (True, "T", "F")
     assert (options.tor_control, options.listen) == ("A", "H:1")
 
@@ -84,6 +87,8 @@ def test_a_wrong_number_of_relays_is_called_so() -> None:
         ["chat", "read", "s", "--last", "x"],
         ["testnet", "tor", "--relays", "2"],
         ["testnet", "tor", "--relays", "1000"],
+        ["testnet", "i2p", "--routers", "7"],
+        ["testnet", "i2p", "--routers", "1000"],
     ],
 )
 def test_a_wrong_use_is_one_sentence_that_leads_to_the_help(command: list[str]) -> None:

@@ -72,6 +72,8 @@ def test_a_status_is_shown_in_place_on_a_terminal_and_in_lines_elsewhere() -> No
         line.show("one", last=False)
         line.show("two", last=True)
         assert stream.getvalue() == expected
+    line.show("two", last=True)
+    assert stream.getvalue() == expected  # the same again says nothing new
     silent = io.StringIO()
     StatusLine(silent, shown=False).show("one", last=True)
     assert not silent.getvalue()

@@ -36,18 +36,35 @@ def test_the_template_shows_every_key_with_its_default(tmp_path: Path) -> None:
 def test_every_key_is_read(tmp_path: Path) -> None:
     text = """
         name = "a"
-        transports = ["tcp", "tor"]
+        transports = ["tcp", "i2p", "tor"]
         anonymous = false
         listen = "[::1]:9000"
         directory = true
         relay = true
         join = "t"
         tor = { control = "127.0.0.1:9051", password = "p", torrc = "f" }
+        i2p = { sam = "127.0.0.1:7656", i2pd = "i", config = "c", length = 2, quantity = 4 }
         storage.quota_mib = 1
         limits.idle_timeout = 60
     """
     assert load_config(written(tmp_path, text)) == Config(
-        "a", ("tcp", "tor"), False, "[::1]:9000", True, True, "t", "127.0.0.1:9051", "p", "f", 1, 60
+        name="a",
+        transports=("tcp", "i2p", "tor"),
+        anonymous=False,
+        listen="[::1]:9000",
+        directory=True,
+        relay=True,
+        join="t",
+        tor_control="127.0.0.1:9051",
+        tor_password="p",
+        torrc="f",
+        sam="127.0.0.1:7656",
+        i2pd="i",
+        i2p_config="c",
+        tunnel_length=2,
+        tunnel_quantity=4,
+        quota_mib=1,
+        idle_timeout=60,
     )
 
 
@@ -60,7 +77,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         ('name = "x\\u001b[2J"', "name"),
         ("transports = 'tor'", "transports"),
         ("transports = []", "transports"),
-        ("transports = ['i2p']", "transports"),
+        ("transports = ['i2']", "transports"),
         ("transports = ['tor', 'tor']", "transports"),
         ("transports = [[]]", "transports"),
         ("anonymous = 1", "anonymous"),
@@ -68,6 +85,11 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         ("listen = 'localhost:99999'", "listen"),
         ("tor = 1", "tor"),
         ("[tor]\nport = 1", "tor.port"),
+        ("[i2p]\nsam = '7656'", "i2p.sam"),
+        ("[i2p]\nlength = 0", "i2p.length"),
+        ("[i2p]\nlength = 8", "i2p.length"),
+        ("[i2p]\nquantity = 0", "i2p.quantity"),
+        ("[i2p]\nquantity = 17", "i2p.quantity"),
         ("[storage]\nquota_mib = -1", "storage.quota_mib"),
         ("[storage]\nquota_mib = true", "storage.quota_mib"),
         ("[limits]\nidle_timeout = 60.5", "limits.idle_timeout"),
@@ -100,6 +122,9 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path, data: bytes) -> None:
         (("tor", "tcp"), False, False),
         (("tcp",), False, False),
         (("tor",), True, True),
+        (("i2p",), None, True),
+        (("tor", "i2p"), None, True),
+        (("i2p", "tcp"), False, False),
     ],
 )
 def test_a_node_hides_unless_told_otherwise(
@@ -111,11 +136,25 @@ def test_a_node_hides_unless_told_otherwise(
 
 
 @pytest.mark.parametrize(
-    ("transports", "anonymous"), [(("tor", "tcp"), None), (("tcp",), True), (("tcp", "tor"), True)]
+    ("transports", "anonymous"),
+    [(("tor", "tcp"), None), (("i2p", "tcp"), None), (("tcp",), True), (("tcp", "tor"), True)],
 )
 def test_tcp_is_refused_on_an_anonymous_node(*, transports: tuple[str, ...], anonymous: bool | None) -> None:
     with pytest.raises(RefusedError, match="reveal"):
         Config(transports=transports, anonymous=anonymous).check_transports()
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (Config(tor_control="127.0.0.1:9051", torrc="f"), "tor.torrc"),
+        (Config(sam="127.0.0.1:7656", i2pd="i"), "i2p.sam"),
+        (Config(sam="127.0.0.1:7656", i2p_config="c"), "i2p.sam"),
+    ],
+)
+def test_a_router_to_launch_beside_one_that_runs_is_refused(config: Config, sentence: str) -> None:
+    with pytest.raises(MalformedError, match=f"{sentence}.*keep one of them in config.toml"):
+        config.check_transports()
 
 
 def test_secrets_are_not_shown() -> None:

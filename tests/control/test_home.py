@@ -34,6 +34,14 @@ def test_a_home_is_private_and_holds_its_keys(home: Home) -> None:
     assert home.identity() == entropy(64)
     assert home.config.read_text() == "name = 'x'\n"
     assert home.check() == []
+    assert {path.name for path in home.path.iterdir()} == {"config.toml", "identity", "i2p", "lock", "tor"}
+
+
+def test_a_file_that_vanishes_meanwhile_does_not_matter(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = home.i2p / "data" / "router.info.new"
+    monkeypatch.setattr(Path, "rglob", lambda *_: iter([gone, home.config]))
+    home.config.chmod(0o644)
+    assert home.check() == [f"others could read {home.config}, and now cannot"]
 
 
 def test_a_home_is_not_made_over_another(home: Home) -> None:

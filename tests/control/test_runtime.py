@@ -2,18 +2,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Self
 
 import anyio
 import pytest
 
 from overlay.chat.service import Chat
 from overlay.chat.store import CHAT_SCHEMA
+from overlay.connection import TransportStatus
 from overlay.control.runtime import Runtime, Services
 from overlay.errors import TransportUnavailableError
 from overlay.locators import LocatorRecord
 from overlay.peer.node import NodeOptions
 from overlay.testing.nodes import World
-from overlay.transports.memory import MEMORY_PROPERTIES, MemoryTransport
+from overlay.transports.memory import MEMORY_PROPERTIES, MemoryNetwork, MemoryTransport
 
 
 def idle_transport() -> MemoryTransport:
@@ -67,6 +69,39 @@ async def test_with_the_node_it_is_ready_and_when_told_to_it_stops() -> None:
         with pytest.raises(TransportUnavailableError):
             _ = runtime.services
         await runtime.wait_ready(3600)
+
+
+class Late(MemoryTransport):
+    """A transport that is told when to fail at starting."""
+
+    def __init__(self, network: MemoryNetwork) -> None:
+        super().__init__(network)
+        self.fail = anyio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._report(TransportStatus("starting", "on its way", 50))
+        await self.fail.wait()
+        self._report(TransportStatus("failed", "no router"))
+        raise TransportUnavailableError("no router")
+
+
+async def test_it_is_ready_when_every_transport_was_tried_once() -> None:
+    world = World()
+    late = Late(MemoryNetwork(protocol="garlic32"))
+    transports = [world.network.transport(number=1), late]
+    async with (
+        world.database(CHAT_SCHEMA) as database,
+        world.node("ann", database, transports=transports) as node,
+    ):
+        runtime = Runtime(node.identifier, "Ann", transports)
+        runtime.started(Services(node, Chat(node, database)))
+        await runtime.wait_ready(0.1)
+        assert (runtime.status.state, "on its way" in runtime.status.detail) == ("joining", True)
+        assert runtime.found is not None
+        late.fail.set()
+        with anyio.fail_after(5):
+            await runtime.wait_ready(3600)
+        assert (runtime.status.state, "no router" in runtime.status.detail) == ("ready", True)
 
 
 async def test_a_node_that_no_longer_listens_is_ending() -> None:

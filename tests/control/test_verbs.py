@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,15 @@ from overlay.errors import (
     TransportUnavailableError,
 )
 from overlay.testing.nodes import World, introduce
+from overlay.transports.memory import MemoryNetwork, MemoryTransport
+
+
+class Telling(MemoryTransport):
+    """A transport that has a fact to tell."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        return {"router": "none"}
 
 
 class Caller:
@@ -87,7 +96,26 @@ async def test_status_ticket_peers_id(pair: tuple[Caller, Caller]) -> None:
     assert (await ann.call("ticket"))["ticket"].startswith("ovt1")
     (peer,) = await ann.items("peers")
     assert peer["node"] == (await bob.call("id"))["node"]
-    assert peer["connected"] is False
+    assert (peer["connected"], peer["via"], peer["over"]) == (False, None, None)
+
+
+async def test_peers_tell_over_what_they_are_reached_and_who_dialled(pair: tuple[Caller, Caller]) -> None:
+    ann, bob = pair
+    created = await ann.call("chat.create", title="Club")
+    await bob.call("chat.join", invite=created["invite"])
+    (to_ann,) = await bob.items("peers")
+    (to_bob,) = await ann.items("peers")
+    assert (to_ann["connected"], to_ann["over"]) == (True, "memory")
+    assert to_ann["via"] in to_ann["locators"]
+    assert (to_bob["connected"], to_bob["over"], to_bob["via"]) == (True, "memory", None)
+
+
+async def test_status_shows_each_transport_with_its_facts() -> None:
+    runtime = Runtime(World().secret("ann").identifier, "", [Telling(MemoryNetwork())])
+    status = await Caller(runtime).call("status")
+    assert status["transports"] == [
+        {"name": "memory", "state": "stopped", "detail": "", "progress": 0, "facts": {"router": "none"}}
+    ]
 
 
 async def test_down_tells_the_node_to_end(pair: tuple[Caller, Caller]) -> None:
