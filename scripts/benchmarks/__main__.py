@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from overlay.errors import OverlayError
-from scripts.benchmarks import chat, command, encoding, onion, streams
+from scripts.benchmarks import chat, command, encoding, failover, garlic, onion, streams
 from scripts.benchmarks.figures import Failure, Figure, table
 
 BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
@@ -25,6 +25,8 @@ BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
     "channel": streams.measure_tcp,
     "chat": chat.measure_tcp,
     "tor": onion.measure,
+    "i2p": garlic.measure,
+    "failover": failover.measure,
 }
 
 

@@ -15,6 +15,8 @@ from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from overlay.connection import Transport
+from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, TunnelOptions
+from overlay.transports.i2p.transport import I2pTransport
 from overlay.transports.tcp import TcpTransport
 from overlay.transports.tor.settings import LaunchedTor
 from overlay.transports.tor.transport import TorTransport
@@ -24,17 +26,27 @@ PATIENCE = 120.0
 """Seconds that a child may take for one line; a first publication of an onion service takes some."""
 
 TCP = "tcp"
+I2P = "i2p:"
+"""Before the SAM address of a router."""
 
 
 def build_transport(network: str, folder: Path) -> Transport:
     """Make a transport.
 
     Args:
-        network: `tcp`, or the path of a private Tor network's client.torrc.
+        network: `tcp`, `i2p:` and a SAM address, or the path of a private Tor network's client.torrc.
         folder: a folder of its own for what the transport keeps.
     """
     if network == TCP:
         return TcpTransport()
+    if network.startswith(I2P):
+        router = AttachedRouter(network.removeprefix(I2P))
+        return I2pTransport(
+            router,
+            key_path=folder / "destination.key",
+            tunnels=TunnelOptions(length=1),
+            timeouts=I2pTimeouts(round_trip=0.1),  # the routers are all on this machine
+        )
     tor = LaunchedTor(folder / "data", extra_torrc=Path(network))
     return TorTransport(tor, key_path=folder / "onion.key")
 

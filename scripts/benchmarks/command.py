@@ -46,6 +46,13 @@ def idle_memory(*options: str) -> float:
         return _resident_mebibytes(process)
 
 
+def ready_seconds(*options: str) -> float:
+    """The seconds from starting a node with `options` until `status --wait` says that it is ready."""
+    began = perf_counter()
+    with _idle_node(*options):
+        return perf_counter() - began
+
+
 def _compared(name: str, what: str, command: Sequence[str], *, goal: float) -> Figure:
     empty, ours = [], []
     for _ in range(ROUNDS):  # in turns, so that whatever else the machine does falls on both
