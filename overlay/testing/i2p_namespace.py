@@ -125,6 +125,16 @@ class Keeper:
 
     async def _start(self, tasks: TaskGroup) -> None:
         self._haste.set_pace(START_PACE)
+        try:
+            await self._start_routers()
+        except TransportUnavailableError:  # i2pd 2.45 crashes now and then
+            await self._start_routers()
+        self._haste.set_pace(1.0)
+        for index in range(len(self._doors)):
+            await self._open_door(index, tasks)
+        _say(Event(directory=str(self._directory), addresses=tuple(door.address for door in self._doors)))
+
+    async def _start_routers(self) -> None:
         await self._make_keys()
         for router in self._routers:
             await router.start()
@@ -132,14 +142,11 @@ class Keeper:
         for router in self._routers:
             await router.wait_for_sam()
         await prove([router.place.sam_port for router in self._clients])
-        self._haste.set_pace(1.0)
-        for index in range(len(self._doors)):
-            await self._open_door(index, tasks)
-        _say(Event(directory=str(self._directory), addresses=tuple(door.address for door in self._doors)))
 
     async def _make_keys(self) -> None:
         """Run the routers once, so that each has keys, and tell each about all others."""
         for router in self._routers:
+            await router.kill()
             router.place.prepare()
             await router.start()
         infos = [await router.wait_for_info() for router in self._routers]

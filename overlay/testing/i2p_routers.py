@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -150,11 +151,13 @@ class Place:
         return "".join(f"{line}\n" for line in lines)
 
     def prepare(self) -> None:
-        """Write the files that it starts with.
+        """Write the files that it starts with, in place of all that is there.
 
         Raises:
             OSError: they cannot be written.
         """
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
         book = self.directory / "addressbook"
         book.mkdir(mode=0o700, parents=True)
         for name in _ADDRESS_BOOK:

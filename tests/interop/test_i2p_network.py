@@ -190,6 +190,21 @@ async def test_router_that_dies_at_its_start_is_named_with_its_last_words(
         await PrivateI2pNetwork().__aenter__()
 
 
+async def test_a_router_that_dies_at_its_start_is_given_a_second_chance(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program, before = tmp_path / "i2pd", tmp_path / "before"
+    real = router.find_i2pd("i2pd")
+    program.write_text(
+        f'#!/bin/sh\n[ -e {before} ] || {{ : >{before}; exit 1; }}\nexec {real} "$@"\n', encoding="ascii"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    async with PrivateI2pNetwork() as network:
+        assert before.exists()
+        assert len(routers_of(network.directory)) == 8
+
+
 async def test_missing_programs_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "i2pd").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -195,10 +195,9 @@ def test_address_survives_a_restart_also_on_trio(i2p_transport: MakeTransport) -
 
 
 async def test_killed_router_comes_back_at_the_same_address(
-    caller: I2pTransport, receiver: I2pTransport, listener: Listener, i2p_network: PrivateI2pNetwork
+    receiver: I2pTransport, listener: Listener, i2p_network: PrivateI2pNetwork, i2p_transport: MakeTransport
 ) -> None:
     """The caller's router holds an old lease set afterwards: only another session of its reaches the peer."""
-    assert await ask_patiently(caller, listener) == caller.facts["destination"]
     locators, details = tuple(listener.locators), list[str]()
     gone, back = anyio.Event(), anyio.Event()
 
@@ -206,15 +205,17 @@ async def test_killed_router_comes_back_at_the_same_address(
         details.append(status.detail)
         (back if status.state == "ready" else gone).set()
 
-    receiver.observe(observe)
-    await i2p_network.kill_router(RECEIVER)
-    await gone.wait()
-    assert details[0] == "the I2P router ended, or ended the session, attaching to it again (attempt 1)"
-    assert receiver.facts["session"] == "none"
-    await i2p_network.start_router(RECEIVER)
-    await back.wait()
-    assert tuple(listener.locators) == locators
-    assert await ask_patiently(caller, listener) != caller.facts["destination"]
+    async with i2p_transport("asking", CALLER) as asking:
+        assert await ask_patiently(asking, listener) == asking.facts["destination"]
+        receiver.observe(observe)
+        await i2p_network.kill_router(RECEIVER)
+        await gone.wait()
+        assert details[0] == "the I2P router ended, or ended the session, attaching to it again (attempt 1)"
+        assert receiver.facts["session"] == "none"
+        await i2p_network.start_router(RECEIVER)
+        await back.wait()
+        assert tuple(listener.locators) == locators
+        assert await ask_patiently(asking, listener) != asking.facts["destination"]
 
 
 async def test_a_stale_peer_is_dialled_through_another_session(
