@@ -33,8 +33,8 @@ class Online:
 
     Attributes:
         router: which.
-        session: the node's own.
-        pool: those of tokens.
+        session: the node's own, where callers reach it.
+        pool: those that are dialled from.
         silence: of these sessions. New ones remember no lease set, and are not to blame for old streams.
     """
 
@@ -50,7 +50,7 @@ class Dial:
 
     Attributes:
         locator: the destination.
-        isolation: the token; empty for the node's own session.
+        isolation: the token; empty for dials that may be linked.
         waiting: the error of what is being waited for.
         refused: what the last attempt failed for; it says more.
     """
@@ -111,10 +111,8 @@ class Dial:
         Raises:
             TransportUnavailableError: it could not be had.
         """
-        if not self.isolation and not detour:
-            return online.session
         self.waiting = TransportUnavailableError(
-            "the I2P router did not make a session of its own for this dial in time; try again"
+            "the I2P router did not make a session for this dial in time; try again"
         )
         lease = await online.pool.acquire(Token(self.isolation, detour))
         stack.callback(lease.release)

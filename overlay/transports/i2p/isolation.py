@@ -1,4 +1,8 @@
-"""Sessions with destinations of their own, for dials that must not be linked to each other.
+"""Sessions to dial from, each with a destination that lives no longer than it does.
+
+Dials without a token share one. It is not the node's own: whoever knew that one before this node was started
+again sends its answers to tunnels that are gone, for more than a minute, and knows nothing of a new one. Each
+token has another, because dials with different tokens must not be linked.
 
 A session costs the router ten tunnels and takes 20 s to make, so there are few of them, and while tokens are
 being used one that nobody has used yet is kept ready.
@@ -18,7 +22,7 @@ from overlay.errors import OverlayError, TransportUnavailableError
 from overlay.transports.i2p.session import StreamSession
 
 MAX_ISOLATED = 8
-"""Sessions beside the node's own, the spare one included. Each keeps ten tunnels built, which other routers
+"""Sessions beside the node's own, that without a token and the spare one included. Each keeps ten tunnels built, which other routers
 work for, and a router takes half a MiB for it."""
 
 
@@ -32,6 +36,10 @@ class Token(NamedTuple):
 
     isolation: bytes
     detour: int
+
+
+WITHOUT_TOKEN = Token(b"", 0)
+"""The session of this is made at the start, and kept."""
 
 
 class Lease:
@@ -105,6 +113,7 @@ class IsolationPool:
         self._rest = rest
         self._limit = limit
         self._places: list[_Place] = []  # that used last comes last
+        self._open(WITHOUT_TOKEN)
 
     async def acquire(self, token: Token) -> Lease:
         """Give the session of a token, and wait while it is being made.
@@ -116,7 +125,8 @@ class IsolationPool:
         place = self._find(token)
         place.users += 1
         try:
-            self._keep_spare()
+            if token != WITHOUT_TOKEN:
+                self._keep_spare()
             return Lease(await place.ready(), place.release)
         except BaseException:
             place.release()
@@ -146,7 +156,8 @@ class IsolationPool:
         if len(self._places) < self._limit:
             return True
         for place in self._places:
-            if not place.users and anyio.current_time() >= place.used + self._rest:
+            idle = not place.users and anyio.current_time() >= place.used + self._rest
+            if idle and place.token != WITHOUT_TOKEN:
                 self._places.remove(place)
                 place.scope.cancel()
                 return True

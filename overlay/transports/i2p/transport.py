@@ -300,8 +300,15 @@ class I2pTransport(Transport):
             self._report(
                 TransportStatus("starting", "building tunnels, which takes 20 s and more", _ROUTER_PROGRESS)
             )
-            async with maker.own(self._key) as session, anyio.create_task_group() as isolated:
+            failure: OverlayError | None = None
+            async with anyio.create_task_group() as dialled_from:  # made at the same time as the node's own
                 rest = ANSWER_ROUND_TRIPS * self._timeouts.round_trip
-                pool = IsolationPool(maker.transient, isolated, rest=rest)
-                yield Online(router, session, pool, Silence())
-                isolated.cancel_scope.cancel()
+                pool = IsolationPool(maker.transient, dialled_from, rest=rest)
+                try:
+                    async with maker.own(self._key) as session:
+                        yield Online(router, session, pool, Silence())
+                except OverlayError as error:
+                    failure = error  # the group would wrap it
+                dialled_from.cancel_scope.cancel()
+            if failure is not None:
+                raise failure
