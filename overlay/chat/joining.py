@@ -68,11 +68,21 @@ async def _fetch_history(node: Node, sync: Sync, session: Session, invite: Invit
             await node.locators.learn(invite.record)
     inviter = UnitLocator(invite.node, invite.place)
     refusals: list[RefusedError] = []
-    if await _fetch_from(sync, session, inviter, refusals):
-        return
-    for holder in await _announced(node, invite):
-        if await _fetch_from(sync, session, holder, refusals):
-            return
+    elsewhere = False
+    holders = [inviter]
+    for ask in (True, False):
+        for holder in holders:
+            record = node.locators.known(holder.node)
+            if record is not None and not node.locators.leads_anywhere(record):
+                elsewhere = True
+            elif await _fetch_from(sync, session, holder, refusals):
+                return
+        holders = await _announced(node, invite) if ask else []
+    if elsewhere and not refusals:
+        raise RefusedError(
+            "whoever has this session is on another network than this node: start it with a transport they"
+            " share, or ask a participant who is on both for an invite"
+        )
     if refusals:
         raise RefusedError("the invite is not valid for this session any more") from refusals[0]
     raise UnreachableError("nobody who has this session was reached: try later, or ask for a new invite")

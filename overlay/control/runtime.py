@@ -67,6 +67,8 @@ class Runtime:
             return RuntimeStatus("stopping", "the node is ending", ())
         if node is None:
             return RuntimeStatus("starting", self._waiting_for(), ())
+        if all(each.status.state != "ready" for each in self.transports):
+            return RuntimeStatus("starting", self._waiting_for(), node.locators)
         return RuntimeStatus(node.state, node.detail, node.locators)
 
     @property

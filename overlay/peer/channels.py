@@ -143,7 +143,7 @@ class ChannelPool:
         self._entropy = entropy
         self._clock = clock
         self._limits = limits
-        self._book = RouteBook()
+        self._book = RouteBook(self._alive)
         self._dialler = Dialler(
             secret=secret, layer=layer, locators=locators, book=self._book, entropy=entropy, limits=limits
         )
@@ -236,6 +236,10 @@ class ChannelPool:
         if link.channel.lost:
             dialled = link.locator is not None
             self._book.lost(node, link.network, anyio.current_time(), dialled=dialled)
+
+    def _alive(self, network: str) -> bool:
+        links = (link for links in self._links.values() for link in links if link.network == network)
+        return any(not link.channel.closed and not link.channel.quiet for link in links)
 
     # --- opening
 

@@ -32,6 +32,10 @@ from overlay.peer.routes import RouteBook, Way
 DIAL_ATTEMPTS = 3
 """Each on circuits of its own: a path that does not work is not tried twice (a dead relay stays listed)."""
 
+MAX_TRIED = 2
+"""Locators of one network that are dialled in an attempt: a node has one, or two while it moves. Whoever
+names eight of other people in its record would have every node that looks for it dial all of them."""
+
 DIAL_DEADLINE = 120.0
 """Seconds for all attempts to reach one node; a first dial over Tor may take 60."""
 
@@ -182,7 +186,9 @@ class Dialler:
         found: dict[Transport, list[NodeLocator]] = {each: [] for each in self._layer.transports}
         for locator in record.locators:
             carrier = self._layer.carrier(locator)
-            if carrier is not None:
+            if carrier is None or locator in found[carrier]:
+                continue
+            if len(found[carrier]) < MAX_TRIED:
                 found[carrier].append(locator)
         runs = [
             self._make_run(transport, locators, attempt, tokens)

@@ -34,7 +34,7 @@ FORWARD_KIND = "forward"
 
 _SUITE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
 _INFO = b"overlay/forward/1"
-_ANSWER_NONCE = bytes(12)  # every answer key seals one answer
+_NONCE_BYTES = 12  # a request that is sent again, or played again by a relay, is answered again under its key
 
 
 class _Envelope(Message, frozen=True):
@@ -55,7 +55,7 @@ class Forward:
         secret: this node's keys.
         pull: carries envelopes one hop.
         accept: gets the receiver of envelopes registered, and serves what is sealed to this node.
-        entropy: makes answer keys.
+        entropy: makes answer keys and the nonces of answers.
         relays: pass on for others; without it only what is sealed to this node is taken.
     """
 
@@ -93,8 +93,8 @@ class Forward:
         key = self._entropy(32)
         answer = await self._send(via, target, _Sealed(kind=kind, body=body, answer_key=key))
         try:
-            opened = ChaCha20Poly1305(key).decrypt(_ANSWER_NONCE, answer, _INFO)
-        except InvalidTag as error:
+            opened = ChaCha20Poly1305(key).decrypt(answer[:_NONCE_BYTES], answer[_NONCE_BYTES:], _INFO)
+        except (InvalidTag, ValueError) as error:  # the latter for one shorter than a nonce
             raise VerificationError("the answer that came back was not made by its target") from error
         return decode(Answer, opened, limit=MAX_PART_BYTES).result()
 
@@ -137,4 +137,5 @@ class Forward:
             answer = Answer(body=(await self._accept.dispatch(delivery)).body)
         except OverlayError as error:
             answer = Answer.of_error(error)
-        return ChaCha20Poly1305(content.answer_key).encrypt(_ANSWER_NONCE, encode(answer), _INFO)
+        nonce = self._entropy(_NONCE_BYTES)
+        return nonce + ChaCha20Poly1305(content.answer_key).encrypt(nonce, encode(answer), _INFO)

@@ -165,7 +165,7 @@ class LocatorManager:
 
     def reachable(self) -> list[LocatorRecord]:
         """Those of `current` that this node may dial: another network's nodes are only passed on."""
-        return [record for record in self.current() if self._leads_anywhere(record)]
+        return [record for record in self.current() if self.leads_anywhere(record)]
 
     async def resolve(self, identifier: NodeIdentifier) -> LocatorRecord:
         """Find a node's record: here if it is current, else by asking the model, else an expired one.
@@ -207,10 +207,11 @@ class LocatorManager:
         if surplus <= 0:
             return []
         others = (record for record in self._records.values() if record.identifier not in self.pinned)
-        oldest = sorted(others, key=lambda record: (self._leads_anywhere(record), record.expires))[:surplus]
+        oldest = sorted(others, key=lambda record: (self.leads_anywhere(record), record.expires))[:surplus]
         for record in oldest:
             del self._records[record.identifier]
         return [(record.identifier.value,) for record in oldest]
 
-    def _leads_anywhere(self, record: LocatorRecord) -> bool:
+    def leads_anywhere(self, record: LocatorRecord) -> bool:
+        """Tell whether this node may dial one of a record's locators."""
         return any(self._reaches(locator) for locator in record.locators)

@@ -64,9 +64,13 @@ class Presence:
         return [each for each in self._layer.transports if not self._tried(each)]
 
     @property
-    def failing(self) -> dict[str, OverlayError]:
-        """Why transports do not listen that were tried, by name."""
-        return {each.name: error for each, error in self._failures.items()}
+    def failing(self) -> dict[str, str]:
+        """Why transports do not work that were tried, by name."""
+        failing = {each.name: str(error) for each, error in self._failures.items()}
+        for each in self._locators:
+            if each not in self._failures and each.status.state != "ready":
+                failing[each.name] = each.status.detail
+        return failing
 
     async def run(self, *, task_status: TaskStatus[OverlayError | None]) -> None:
         """Be there until cancelled, or until the first attempt of every transport has failed.

@@ -8,7 +8,7 @@ before each dial and decides nothing else. `now` is an argument, seconds of any 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from overlay.identity import NodeIdentifier
@@ -90,9 +90,15 @@ class _Network:
 
 
 class RouteBook:
-    """Remembers what dials brought, and orders networks by it."""
+    """Remembers what dials brought, and orders networks by it.
 
-    def __init__(self) -> None:
+    Args:
+        alive: tells whether a channel over a network gives signs of life; such a network is not gone, whoever
+            hung up.
+    """
+
+    def __init__(self, alive: Callable[[str], bool] = lambda _: False) -> None:
+        self._alive = alive
         self._memories: dict[tuple[NodeIdentifier, str], _Memory] = {}
         self._networks: dict[str, _Network] = {}
         self._seconds: dict[tuple[str, bool], float] = {}
@@ -135,7 +141,7 @@ class RouteBook:
 
         def merit(way: Way) -> tuple[bool, int, bool]:
             network = self._networks.get(way.network, _Network())
-            suspect = network.suspect(now)
+            suspect = network.suspect(now) and not self._alive(way.network)
             verdict = self._verdict(node, way.network, now)
             return not way.ready, -(min(verdict, 0) if suspect else verdict), suspect
 

@@ -216,14 +216,18 @@ async def _keep(network: Network, directory: Path, doors: Sequence[Door]) -> Non
 
 
 def _prepared(directory: Path) -> Path:
-    """Make a directory that was given ready for a new network.
+    """Make a directory that was given ready for a new network; only routers of an earlier one are removed.
 
     Raises:
         TransportUnavailableError: it cannot be used.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for old in directory.glob("router*"):
+        for old in directory.glob("router[0-9]*"):
+            if not (old / "addressbook").is_dir():
+                raise TransportUnavailableError(
+                    f"{old} is of no private I2P network: choose another directory"
+                )
             shutil.rmtree(old)
     except OSError as error:
         raise TransportUnavailableError(f"{directory} cannot be used: {error.strerror}") from error

@@ -236,3 +236,12 @@ def test_the_command_prints_addresses_and_ends_on_ctrl_c(i2p_network: PrivateI2p
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     assert line.count("127.0.0.1:") == 5
+
+
+async def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    for name in ("router-configs", "router0"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").touch()
+    with pytest.raises(TransportUnavailableError, match="router0 is of no private I2P network"):
+        await PrivateI2pNetwork(tmp_path).__aenter__()
+    assert len(list(tmp_path.glob("router*/precious"))) == 2  # noqa: ASYNC240 - of a test

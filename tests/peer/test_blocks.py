@@ -265,11 +265,28 @@ async def test_a_node_that_does_not_relay_refuses_and_members_only_kinds_stay_cl
             await alice.forward.bidirectional([], bob.public, "members", b"")
 
 
-async def test_a_relay_that_makes_up_the_answer_is_found_out() -> None:
+async def test_a_request_that_a_relay_plays_again_is_not_answered_in_the_same_key_stream() -> None:
+    async with nodes("alice", "relay", "bob") as (alice, relay, bob):
+        caught: list[bytes] = []
+
+        async def twice(delivery: Delivery) -> bytes:
+            caught.extend([await relay.pull(bob.identifier, "forward", delivery.body) for _ in range(2)])
+            return caught[0]
+
+        relay.accept._receivers.pop("forward")
+        relay.accept.register("forward", twice, anonymous=True)
+        bob.accept.register("letter", echo, anonymous=True)
+        await alice.forward.bidirectional([relay.identifier], bob.public, "letter", bytes(100))
+        assert caught[0][:12] != caught[1][:12]
+        assert caught[0][12:] != caught[1][12:]
+
+
+@pytest.mark.parametrize("size", [0, 11, 40])
+async def test_a_relay_that_makes_up_the_answer_is_found_out(size: int) -> None:
     async with nodes("alice", "relay", "bob") as (alice, relay, bob):
 
         async def lie(_: Delivery) -> bytes:
-            return bytes(40)
+            return bytes(size)
 
         relay.accept._receivers.pop("forward")
         relay.accept.register("forward", lie)

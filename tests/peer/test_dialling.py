@@ -11,11 +11,12 @@ import pytest
 
 from overlay.connection import Connection, Properties, Transport, TransportStatus
 from overlay.errors import RefusedError, TransportUnavailableError, UnreachableError
+from overlay.identity import NodeIdentifier
 from overlay.locators import NodeLocator
 from overlay.peer import routes
 from overlay.peer.accept import Delivery
 from overlay.peer.channels import Lane
-from overlay.peer.dialling import DIAL_ATTEMPTS
+from overlay.peer.dialling import DIAL_ATTEMPTS, MAX_TRIED
 from overlay.peer.node import Node, NodeOptions, PeerStatus
 from overlay.peer.routes import LEAST_HEAD_START, MOST_HEAD_START
 from overlay.testing.nodes import World, introduce
@@ -366,3 +367,32 @@ async def test_an_end_in_good_order_says_nothing_against_a_network() -> None:
         await anyio.sleep(1)
         await both.push()
         assert both.over == "garlic32"
+
+
+async def test_a_locator_that_a_record_repeats_is_dialled_once() -> None:
+    async with two() as both:
+        both.bob.locators.serve([both.tor.memory.locator(9)] * 8)
+        await both.alice.locators.learn(both.bob.record.encoded)
+        with pytest.raises(UnreachableError):
+            await both.push()
+        assert sum(both.tor._dials.values()) == DIAL_ATTEMPTS
+
+
+async def test_a_record_does_not_make_others_dial_whoever_it_names() -> None:
+    async with two() as both:
+        both.bob.locators.serve([both.tor.memory.locator(10 + number) for number in range(8)])
+        await both.alice.locators.learn(both.bob.record.encoded)
+        with pytest.raises(UnreachableError):
+            await both.push()
+        assert sum(both.tor._dials.values()) == MAX_TRIED * DIAL_ATTEMPTS
+
+
+async def test_two_nodes_that_hang_up_do_not_decide_over_a_network_that_lives() -> None:
+    async with two() as both:
+        await both.push()
+        for number in (8, 9):
+            both.alice.channels._book.lost(
+                NodeIdentifier(bytes([number]) * 32), "onion3", anyio.current_time(), dialled=True
+            )
+        await both.push(lane=Lane.BULK)
+        assert both.open == (2, 0)

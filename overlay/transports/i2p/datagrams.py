@@ -158,7 +158,10 @@ class I2pDatagrams(MessageTransport):
         try:
             failed = await self._group.start(self._supervise)
         except BaseException:
-            await self._stop()
+            try:
+                await self._stop()
+            finally:
+                self._report(TransportStatus("stopped"))
             raise
         if failed is not None:
             await self._stop()
@@ -173,9 +176,11 @@ class I2pDatagrams(MessageTransport):
         traceback: TracebackType | None,
     ) -> bool | None:
         """End the session; whoever waits in `receive` is told."""
-        await self._stop()
-        self._report(TransportStatus("stopped"))
-        self._wake()
+        try:
+            await self._stop()
+        finally:
+            self._report(TransportStatus("stopped"))
+            self._wake()
         return None
 
     async def _stop(self) -> None:

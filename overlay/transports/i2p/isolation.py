@@ -5,7 +5,8 @@ again sends its answers to tunnels that are gone, for more than a minute, and kn
 token has another, because dials with different tokens must not be linked.
 
 A session costs the router ten tunnels and takes 20 s to make, so there are few of them, and while tokens are
-being used one that nobody has used yet is kept ready.
+being used one that nobody has used yet is kept ready. A used one is ended when it is needed no longer: those
+that lived until the node stops would all vanish with the node's own, and be known by that.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from overlay.errors import OverlayError, TransportUnavailableError
 from overlay.transports.i2p.session import StreamSession
 
 MAX_ISOLATED = 8
-"""Sessions beside the node's own, that without a token and the spare one included. Each keeps ten tunnels built, which other routers
-work for, and a router takes half a MiB for it."""
+"""Sessions beside the node's own, that without a token and the spare one included. Each keeps ten tunnels
+built, which other routers work for, and a router takes half a MiB for it."""
+
+KEEP = 120.0
+"""Seconds that a session is kept which no stream uses: within them a dial with its repetitions is over."""
 
 
 class Token(NamedTuple):
@@ -66,10 +70,12 @@ class _Place:
     def __init__(self) -> None:
         self.token: Token | None = None
         self.users = 0
+        self.lent = False
         self.used = -math.inf
         self.session: StreamSession | None = None
         self.failure: OverlayError | None = None
         self.settled = anyio.Event()
+        self.idle = anyio.Event()
         self.scope = anyio.CancelScope()
 
     async def ready(self) -> StreamSession:
@@ -84,9 +90,17 @@ class _Place:
             raise TransportUnavailableError(f"an I2P session of its own could not be had: {why}")
         return self.session
 
+    def lend(self, session: StreamSession) -> Lease:
+        self.lent = True
+        return Lease(session, self.release)
+
     def release(self) -> None:
         self.users -= 1
+        if not self.lent and not self.users and self.token != WITHOUT_TOKEN:
+            self.token = None  # nothing was dialled from it, so it may serve for any other
+            return
         self.used = anyio.current_time()
+        self.idle.set()
 
 
 class IsolationPool:
@@ -98,6 +112,7 @@ class IsolationPool:
         rest: seconds that a session is kept after its last stream was closed, in which the router still sends
             what the stream was given.
         limit: sessions at most, 2 or more.
+        keep: seconds after which a session that was used is ended, when it is used no more.
     """
 
     def __init__(
@@ -107,12 +122,17 @@ class IsolationPool:
         *,
         rest: float,
         limit: int = MAX_ISOLATED,
+        keep: float = KEEP,
     ) -> None:
         self._make = make
         self._tasks = tasks
         self._rest = rest
         self._limit = limit
+        self._keep = keep
         self._places: list[_Place] = []  # that used last comes last
+
+    def begin(self) -> None:
+        """Have the session made that dials without a token come from."""
         self._open(WITHOUT_TOKEN)
 
     async def acquire(self, token: Token) -> Lease:
@@ -127,7 +147,7 @@ class IsolationPool:
         try:
             if token != WITHOUT_TOKEN:
                 self._keep_spare()
-            return Lease(await place.ready(), place.release)
+            return place.lend(await place.ready())
         except BaseException:
             place.release()
             raise
@@ -173,14 +193,28 @@ class IsolationPool:
     async def _run(self, place: _Place) -> None:
         try:
             with place.scope:
-                async with self._make() as place.session:
+                async with self._make() as place.session, anyio.create_task_group() as group:
                     place.settled.set()
+                    group.start_soon(self._end_unused, place)
                     await place.session.watch()
                     self._forget(place)  # at once, and not when its socket is closed
+                    group.cancel_scope.cancel()
         except OverlayError as error:
             place.failure = error
         finally:
             self._forget(place)
+
+    async def _end_unused(self, place: _Place) -> None:
+        while True:
+            await place.idle.wait()
+            if place.token == WITHOUT_TOKEN:
+                return
+            place.idle = anyio.Event()
+            await anyio.sleep_until(place.used + self._keep)
+            if not place.users and anyio.current_time() >= place.used + self._keep:
+                break
+        self._forget(place)
+        place.scope.cancel()
 
     def _forget(self, place: _Place) -> None:
         place.session = None

@@ -84,9 +84,8 @@ class I2pListener(Listener):
             self._on_close()
             self._scope.cancel()
             self._announce()
-        try:
+        with anyio.CancelScope(shield=True):  # short: everything that it waits for is cancelled
             await self._ended.wait()  # until then somebody may still be put in the queue
-        finally:
             while self._ready:
                 await anyio.aclose_forcefully(self._ready.popleft())
 

@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -117,7 +118,10 @@ async def open_router(
         yield RouterHandle(router.address, await _version(router.address, timeouts), launched=False)
         return
     report(TransportStatus("starting", "starting i2pd"))
-    port = _free_port()
+    try:
+        port = _free_port()
+    except OSError as error:
+        raise TransportUnavailableError(f"there is no port for i2pd: {error.strerror}") from error
     async with launch_i2pd(router, port) as process:
         yield RouterHandle(("127.0.0.1", port), await process.answered(port, timeouts), launched=True)
 
@@ -146,9 +150,12 @@ class I2pdProcess:
 
     def reason(self) -> str:
         """What i2pd complained of last, in its own words; "it gave no reason" when it did not."""
-        with self._log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_LOG_TAIL))
-            text = _ANSI.sub("", file.read(MAX_LOG_TAIL).decode("utf-8", "replace"))
+        try:
+            with self._log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_LOG_TAIL))
+                text = _ANSI.sub("", file.read(MAX_LOG_TAIL).decode("utf-8", "replace"))
+        except OSError as error:
+            return f"its log cannot be read ({error.strerror})"
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         logged = [found[1] for line in lines if (found := _COMPLAINT.match(line))]
         # What is wrong with its options i2pd prints before its log begins.
@@ -164,9 +171,15 @@ class I2pdProcess:
         with anyio.move_on_after(timeouts.start):
             while not self.ended and _PORT_LOST not in self.reason():
                 try:
-                    return await _version(("127.0.0.1", port), timeouts)
+                    version = await _version(("127.0.0.1", port), timeouts)
                 except TransportUnavailableError:  # not there yet
                     await anyio.sleep(_POLL)
+                    continue
+                if not _is_own(port):
+                    raise TransportUnavailableError(
+                        "another user's program took the port that was meant for i2pd: start again"
+                    )
+                return version
         if self.ended:
             raise TransportUnavailableError(f"i2pd does not start: {self.reason()}")
         raise TransportUnavailableError(
@@ -207,7 +220,10 @@ async def launch_i2pd(router: LaunchedRouter, port: int) -> AsyncIterator[I2pdPr
         await to_thread.run_sync(_prepare, directory, config, log)
     except OSError as error:
         raise TransportUnavailableError(f"{directory} cannot be used for i2pd: {error.strerror}") from error
-    process = await _spawn([program, *_options(directory, port)], log)
+    try:
+        process = await _spawn([program, *_options(directory, port)], log)
+    except OSError as error:
+        raise TransportUnavailableError(f"i2pd cannot be started: {error.strerror}") from error
     try:
         yield process
     finally:
@@ -354,6 +370,21 @@ async def _read_pid(keeper: Process) -> int:
         except anyio.EndOfStream as error:
             raise TransportUnavailableError("i2pd cannot be started: its keeper, /bin/sh, ended") from error
     return int(line)
+
+
+def _is_own(port: int) -> bool:
+    """Tell whether a program of this user listens at a port of 127.0.0.1, where the system says (Linux).
+
+    i2pd's port is on its command line, which every user of the machine can read before i2pd has taken it.
+    """
+    try:
+        lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return True
+    host = int.from_bytes(socket.inet_aton("127.0.0.1"), sys.byteorder)
+    rows = [line.split() for line in lines[1:]]
+    owners = [int(row[7]) for row in rows if row[1] == f"{host:08X}:{port:04X}" and row[3] == "0A"]
+    return owners == [os.geteuid()]
 
 
 def _free_port() -> int:

@@ -47,6 +47,8 @@ only at its next look that nobody waits any more for a session, up to 20 s later
 
 _IDENTIFIER_BYTES = 12
 
+_NAMES = 3  # tried for a session whose name nobody can have: a router that knows them all is none
+
 
 class SamRefusal(Exception):  # noqa: N818 - not an error of the library: it says what to do next
     """The router said no.
@@ -150,11 +152,13 @@ class SessionMaker:
             await anyio.sleep(self.timeouts.linger)
 
     async def _make_transient(self) -> _Made:
+        names = 0
         while True:
+            names += 1
             try:
                 return await self._request(self.entropy(_IDENTIFIER_BYTES).hex(), TRANSIENT)
             except SamRefusal as refusal:
-                if refusal.rule is not Retry.NEW_IDENTIFIER:
+                if refusal.rule is not Retry.NEW_IDENTIFIER or names == _NAMES:
                     raise refusal.error from None
 
     async def _request(self, identifier: str, destination: str) -> _Made:

@@ -61,7 +61,8 @@ class AttachedRouter:
             MalformedError: neither; host names but `localhost` are not looked up.
         """
         host, colon, port = self.sam.rpartition(":")
-        if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port[:6]) <= 65535:
+        digits = port.isascii() and port.isdigit() and len(port) <= 5
+        if not colon or not digits or not 1 <= int(port) <= 65535:
             raise MalformedError(f"'{self.sam}' is no address of a SAM bridge: write {DEFAULT_SAM}")
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         try:

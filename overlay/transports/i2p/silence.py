@@ -18,6 +18,10 @@ accident: a broken tunnel, a peer that was just ending."""
 LEASE_SET_SECONDS = 600.0
 """For which a lease set is valid, and with it an old one in a session's memory."""
 
+MAX_DETOURS = 2
+"""Further sessions that are tried for a peer while old lease sets live: one that is silent to those too is
+not there, or wants sessions to be made. Each costs the router ten tunnels."""
+
 MAX_SILENT = 1024
 """Peers that are remembered; more than a node dials within ten minutes."""
 
@@ -61,7 +65,7 @@ class Silence:
         if peer.detour == detour:  # otherwise it was dialled before the peer was given up on
             peer.silent = 0 if answered else peer.silent + 1
         if peer.silent >= SILENT_STREAMS:
-            peer = _Peer(now, detour=peer.detour + 1)
+            peer = _Peer(now, detour=min(peer.detour + 1, MAX_DETOURS))
         if peer.silent or peer.detour:
             self._peers[key] = peer
         if len(self._peers) > MAX_SILENT:

@@ -138,7 +138,10 @@ class I2pTransport(Transport):
         try:
             failure = await self._group.start(self._supervise)
         except BaseException:
-            await self._stop()
+            try:
+                await self._stop()
+            finally:
+                self._report(TransportStatus("stopped"))
             raise
         if failure is not None:
             await self._stop()
@@ -153,10 +156,14 @@ class I2pTransport(Transport):
         traceback: TracebackType | None,
     ) -> bool | None:
         """Stop listening, end all sessions, and end the router that was launched."""
-        if self._listener is not None:
-            await self._listener.aclose()
-        await self._stop()
-        self._report(TransportStatus("stopped"))
+        try:
+            if self._listener is not None:
+                await self._listener.aclose()
+        finally:
+            try:
+                await self._stop()
+            finally:
+                self._report(TransportStatus("stopped"))
         return None
 
     async def _stop(self) -> None:
@@ -292,7 +299,7 @@ class I2pTransport(Transport):
 
     @asynccontextmanager
     async def _go_online(self) -> AsyncIterator[Online]:
-        """Find the router and make this node's session, for the length of a block."""
+        """Find the router, and make this node's session and that it dials from, for the length of a block."""
         async with open_router(self._router, self._timeouts, self._report) as router:
             if self._key is None:
                 self._key = await load_key(self._key_path, router.address, self._timeouts)
@@ -304,6 +311,7 @@ class I2pTransport(Transport):
             async with anyio.create_task_group() as dialled_from:  # made at the same time as the node's own
                 rest = ANSWER_ROUND_TRIPS * self._timeouts.round_trip
                 pool = IsolationPool(maker.transient, dialled_from, rest=rest)
+                pool.begin()
                 try:
                     async with maker.own(self._key) as session:
                         yield Online(router, session, pool, Silence())

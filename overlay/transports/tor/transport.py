@@ -143,7 +143,10 @@ class TorTransport(Transport):
         try:
             failure = await self._group.start(self._supervise)
         except BaseException:
-            await self._stop()
+            try:
+                await self._stop()
+            finally:
+                self._report(TransportStatus("stopped"))
             raise
         if failure is not None:
             await self._stop()
@@ -158,10 +161,14 @@ class TorTransport(Transport):
         traceback: TracebackType | None,
     ) -> bool | None:
         """Stop listening, and end the tor that was launched."""
-        if self._listener is not None:
-            await self._listener.aclose()
-        await self._stop()
-        self._report(TransportStatus("stopped"))
+        try:
+            if self._listener is not None:
+                await self._listener.aclose()
+        finally:
+            try:
+                await self._stop()
+            finally:
+                self._report(TransportStatus("stopped"))
         return None
 
     async def _stop(self) -> None:

@@ -167,6 +167,10 @@ class FakeRouter:
         """Answer every command of `topic` so."""
         self._always[topic] = answer
 
+    def usually(self, topic: str) -> None:
+        """Answer commands of `topic` again as a router does."""
+        del self._always[topic]
+
     async def start(self) -> None:
         """Listen, on the same port as before."""
         self.address = await self._group.start(self._run)

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from overlay.errors import TransportUnavailableError
-from overlay.transports.i2p.isolation import MAX_ISOLATED, IsolationPool, Token
+from overlay.transports.i2p.isolation import MAX_ISOLATED, WITHOUT_TOKEN, IsolationPool, Token
 from overlay.transports.i2p.session import SessionMaker
 from overlay.transports.i2p.settings import I2pTimeouts, TunnelOptions
 
@@ -24,11 +24,11 @@ CREATE = "SESSION CREATE"
 
 @asynccontextmanager
 async def pool_on(
-    router: FakeRouter, *, limit: int = MAX_ISOLATED, rest: float = 0.0
+    router: FakeRouter, *, limit: int = MAX_ISOLATED, rest: float = 0.0, keep: float = 60.0
 ) -> AsyncIterator[IsolationPool]:
     maker = SessionMaker(router.address, TunnelOptions(), I2pTimeouts(create=5.0), os.urandom)
     async with anyio.create_task_group() as tasks:
-        yield IsolationPool(maker.transient, tasks, rest=rest, limit=limit)
+        yield IsolationPool(maker.transient, tasks, rest=rest, limit=limit, keep=keep)
         tasks.cancel_scope.cancel()
     await router.until(lambda: all(connection.closed for connection in router.connections))
 
@@ -51,6 +51,18 @@ async def test_no_session_is_made_before_the_first_token(fake_router: FakeRouter
     async with pool_on(fake_router):
         await anyio.wait_all_tasks_blocked()
         assert fake_router.commands == []
+
+
+async def test_the_session_without_a_token_is_kept(fake_router: FakeRouter) -> None:
+    async with pool_on(fake_router, limit=2, keep=0.0) as pool:
+        pool.begin()
+        first = await pool.acquire(WITHOUT_TOKEN)
+        assert len(await fake_router.seen(CREATE)) == 1  # and no spare one beside it
+        first.release()
+        (await pool.acquire(ONE)).release()
+        await fake_router.until(lambda: len(fake_router.sessions) == 1)
+        (await pool.acquire(TWO)).release()
+        assert (await pool.acquire(WITHOUT_TOKEN)).session is first.session
 
 
 async def test_a_spare_waits_for_the_next_token(fake_router: FakeRouter) -> None:
@@ -188,3 +200,23 @@ async def test_a_wait_that_everybody_gave_up_makes_room(fake_router: FakeRouter)
         with anyio.move_on_after(0.01) as scope:
             await pool.acquire(Token(b"four", 0))
         assert scope.cancelled_caught  # it waited, and was not refused
+
+
+async def test_a_session_that_is_used_no_more_is_thrown_away(fake_router: FakeRouter) -> None:
+    async with pool_on(fake_router, keep=0.05) as pool:
+        first = await pool.acquire(ONE)
+        await fake_router.until(lambda: len(fake_router.sessions) == 2)
+        await anyio.sleep(0.1)
+        assert len(fake_router.sessions) == 2  # one in use, one that nobody has used
+        first.release()
+        await fake_router.until(lambda: len(fake_router.sessions) == 1)
+        assert (await pool.acquire(ONE)).session is not first.session
+
+
+async def test_a_session_that_was_waited_for_in_vain_serves_another_token(fake_router: FakeRouter) -> None:
+    fake_router.always(CREATE, fake_router.stall())
+    async with pool_on(fake_router) as pool:
+        for number in range(5):
+            with anyio.move_on_after(0.02):
+                await pool.acquire(Token(b"%d" % number, 0))
+        assert len(await fake_router.seen(CREATE, 2)) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -316,3 +317,23 @@ async def test_directory_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     settings = LaunchedRouter(tmp_path / "file" / "home", executable=sys.executable)
     assert "cannot be used for i2pd: Not a directory" in await fails(settings)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says who listens")
+async def test_port_that_another_user_took(
+    stand_in: Callable[[str], LaunchedRouter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert "another user's program took the port" in await fails(stand_in(""))
+
+
+@pytest.mark.parametrize(("where", "what"), [(module, "_free_port"), (anyio, "open_process")])
+async def test_no_descriptor_is_left(
+    stand_in: Callable[[str], LaunchedRouter], monkeypatch: pytest.MonkeyPatch, where: object, what: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    settings = stand_in("")
+    monkeypatch.setattr(where, what, refuse)
+    assert "Too many open files" in await fails(settings)

@@ -85,6 +85,13 @@ async def test_transient_session_takes_another_name_when_one_is_taken(fake_route
         assert list(fake_router.sessions) == ["00" * 12, "01" * 12]
 
 
+async def test_router_that_calls_every_name_taken(fake_router: FakeRouter) -> None:
+    fake_router.always("SESSION CREATE", fake_router.reply("SESSION STATUS RESULT=DUPLICATED_ID", close=True))
+    with anyio.fail_after(5), pytest.raises(TransportUnavailableError, match="already has a session"):
+        async with maker_on(fake_router).transient():
+            pytest.fail("there is no session")
+
+
 async def test_own_session_waits_until_the_router_forgets_an_earlier_one(
     fake_router: FakeRouter, key: PrivateDestination
 ) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overlay.locators import NodeLocator
-from overlay.transports.i2p.silence import LEASE_SET_SECONDS, MAX_SILENT, SILENT_STREAMS, Silence
+from overlay.transports.i2p.silence import LEASE_SET_SECONDS, MAX_DETOURS, MAX_SILENT, SILENT_STREAMS, Silence
 
 PEER = NodeLocator("garlic32", bytes(32))
 OTHER = NodeLocator("garlic32", b"\1" * 32)
@@ -38,6 +38,13 @@ def test_silence_to_the_other_session_too_calls_for_a_third() -> None:
     silent(silence, SILENT_STREAMS)
     silent(silence, SILENT_STREAMS, detour=1)
     assert silence.detour(b"", PEER, 0) == 2
+
+
+def test_no_peer_has_sessions_made_without_end() -> None:
+    silence = Silence()
+    for _ in range(10):
+        silent(silence, SILENT_STREAMS, detour=silence.detour(b"", PEER, 0))
+    assert silence.detour(b"", PEER, 0) == MAX_DETOURS
 
 
 def test_a_stream_of_the_old_session_does_not_speak_for_the_new_one() -> None:

@@ -61,6 +61,12 @@ def own_session(router: FakeRouter) -> str:
     return created[-1].partition(" ID=")[2].split()[0]
 
 
+def transients(router: FakeRouter) -> list[str]:
+    """The names of the sessions with keys that nobody keeps; the first is that of dials without a token."""
+    created = [line for line in router.commands if line.startswith(CREATE) and "=TRANSIENT" in line]
+    return [line.partition(" ID=")[2].split()[0] for line in created]
+
+
 async def all_closed(router: FakeRouter) -> None:
     await router.until(lambda: all(connection.closed for connection in router.connections))
 
@@ -88,7 +94,7 @@ async def test_status_and_facts_from_start_to_stop(fake_router: FakeRouter, key_
     transport.observe(seen.append)
     assert transport.facts == {"session": "none", "tunnels": "1 hop, 5 each way"}
     async with transport:
-        (made,) = fake_router.sessions.values()
+        made = fake_router.sessions[own_session(fake_router)]
         assert transport.facts == {
             "router": f"127.0.0.1:{fake_router.address[1]}",
             "sam": "3.1",
@@ -180,7 +186,7 @@ async def test_bytes_both_ways(fake_router: FakeRouter, key_path: Path) -> None:
         async with connection:
             assert connection.locator == PEER
             assert connection.properties == transport.properties
-            assert (far.name, far.identifier) == (PEER.host, own_session(fake_router))
+            assert (far.name, far.identifier) == (PEER.host, transients(fake_router)[0])
             await connection.send(b"question")
             assert await far.receive_exactly(8) == b"question"
             await far.send(b"answer")
@@ -208,7 +214,7 @@ async def test_refused_dial_is_repeated(fake_router: FakeRouter, key_path: Path,
         fake_router.script(CONNECT, *[fake_router.reply(line, close=True)] * 3)
         async with await transport.connect(PEER):
             assert len(await fake_router.seen(CONNECT)) == 4
-        assert len(await fake_router.seen(CREATE)) == 1
+        assert len(transients(fake_router)) == 1
 
 
 async def test_dial_that_is_refused_for_good_is_not(fake_router: FakeRouter, key_path: Path) -> None:
@@ -278,10 +284,28 @@ async def test_forgotten_session_is_made_again_and_dialled_from(
     async with transport_on(fake_router, key_path) as transport:
         fake_router.script(CONNECT, fake_router.reply("STREAM STATUS RESULT=INVALID_ID", close=True))
         async with await transport.connect(PEER):
-            created = await fake_router.seen(CREATE)
-            assert len(created) == 2
-            assert created[0] == created[1]  # one key, one session, one name
-            assert len(fake_router.open("session")) == 1
+            assert fake_router.open("connect")[-1].identifier == transients(fake_router)[1]
+            assert len(fake_router.open("session")) == 2
+        assert transport.status.state == "ready"
+
+
+async def test_node_that_was_started_again_dials_from_a_new_destination(
+    fake_router: FakeRouter, key_path: Path
+) -> None:
+    used = []
+    for _ in range(2):
+        async with transport_on(fake_router, key_path) as transport, await transport.connect(PEER):
+            name = fake_router.open("connect")[-1].identifier
+            used.append(fake_router.sessions[name].public)
+    assert used[0] != used[1]
+
+
+async def test_own_session_is_made_again_under_the_same_name(fake_router: FakeRouter, key_path: Path) -> None:
+    async with transport_on(fake_router, key_path) as transport:
+        first, back = own_session(fake_router), status_event(transport, "ready")
+        await fake_router.lose(first)
+        await back.wait()
+        assert own_session(fake_router) == first  # one key, one session, one name
 
 
 async def test_router_killed_during_a_dial(fake_router: FakeRouter, key_path: Path) -> None:
@@ -341,16 +365,13 @@ async def test_router_that_comes_back(
 
 async def test_session_that_is_refused_later_is_tried_again(fake_router: FakeRouter, key_path: Path) -> None:
     async with transport_on(fake_router, key_path) as transport:
-        back = status_event(transport, "ready")
-        fake_router.script(
-            CREATE,
-            fake_router.reply("SESSION STATUS RESULT=DUPLICATED_DEST", close=True),
-            fake_router.hang_up(),
-        )
+        again, back = status_event(transport, "starting"), status_event(transport, "ready")
+        fake_router.always(CREATE, fake_router.hang_up())
         await fake_router.lose(own_session(fake_router))
+        await again.wait()
+        await fake_router.until(lambda: "closed the connection" in transport.facts["error"])
+        fake_router.usually(CREATE)
         await back.wait()
-        assert len(await fake_router.seen(CREATE)) == 4
-        assert "closed the connection" in transport.facts["error"]
 
 
 async def test_router_killed_under_connections(
@@ -379,7 +400,7 @@ async def test_tokens_have_sessions_of_their_own(fake_router: FakeRouter, key_pa
         for token in (b"", b"one", b"two", b"one", b""):
             async with await transport.connect(PEER, isolation=token):
                 used.append(fake_router.open("connect")[-1].identifier)
-        assert used[0] == used[4] == own_session(fake_router)
+        assert used[0] == used[4] == transients(fake_router)[0]
         assert used[1] == used[3]
         assert len(set(used)) == 3
 
@@ -387,7 +408,7 @@ async def test_tokens_have_sessions_of_their_own(fake_router: FakeRouter, key_pa
 async def test_session_of_a_token_that_is_not_made_in_time(fake_router: FakeRouter, key_path: Path) -> None:
     async with transport_on(fake_router, key_path, QUICK) as transport:
         fake_router.always(CREATE, fake_router.stall())
-        with pytest.raises(TransportUnavailableError, match="did not make a session of its own"):
+        with pytest.raises(TransportUnavailableError, match="did not make a session for this dial"):
             await transport.connect(PEER, isolation=b"one")
 
 
@@ -412,13 +433,13 @@ async def silent_dial(router: FakeRouter, transport: I2pTransport, isolation: by
 
 async def test_silent_peer_is_dialled_from_another_session(fake_router: FakeRouter, key_path: Path) -> None:
     async with transport_on(fake_router, key_path) as transport:
-        own = own_session(fake_router)
         used = [await silent_dial(fake_router, transport) for _ in range(SILENT_STREAMS)]
-        assert used == [own] * SILENT_STREAMS
+        usual = transients(fake_router)[0]
+        assert used == [usual] * SILENT_STREAMS
         other = await silent_dial(fake_router, transport)
-        assert other != own
+        assert other != usual
         async with await transport.connect(NodeLocator("garlic32", b"\1" * 32)):
-            assert fake_router.open("connect")[-1].identifier == own
+            assert fake_router.open("connect")[-1].identifier == usual
 
 
 async def test_silence_on_a_token_leads_to_its_second_session(
@@ -443,7 +464,7 @@ async def test_streams_that_ended_with_the_router_do_not_count(
             await read_to_end(connection)
             await connection.aclose()
         async with await transport.connect(PEER):
-            assert fake_router.open("connect")[-1].identifier == own_session(fake_router)
+            assert fake_router.open("connect")[-1].identifier == transients(fake_router)[-1]
 
 
 async def test_an_answer_clears_a_peer_of_silence(fake_router: FakeRouter, key_path: Path) -> None:
@@ -454,7 +475,7 @@ async def test_an_answer_clears_a_peer_of_silence(fake_router: FakeRouter, key_p
             async with connection:
                 await far.send(b"!")
                 assert await connection.receive() == b"!"
-                assert far.identifier == own_session(fake_router)
+                assert far.identifier == transients(fake_router)[0]
 
 
 async def test_a_stream_that_is_closed_here_late_was_silent(
@@ -465,7 +486,7 @@ async def test_a_stream_that_is_closed_here_late_was_silent(
         for _ in range(SILENT_STREAMS):
             await (await transport.connect(PEER)).aclose()
         async with await transport.connect(PEER):
-            assert fake_router.open("connect")[-1].identifier != own_session(fake_router)
+            assert fake_router.open("connect")[-1].identifier != transients(fake_router)[0]
 
 
 async def test_a_stream_that_is_closed_here_soon_proves_nothing(
@@ -476,7 +497,7 @@ async def test_a_stream_that_is_closed_here_soon_proves_nothing(
         for _ in range(SILENT_STREAMS):
             await (await transport.connect(PEER)).aclose()
         async with await transport.connect(PEER):
-            assert fake_router.open("connect")[-1].identifier == own_session(fake_router)
+            assert fake_router.open("connect")[-1].identifier == transients(fake_router)[0]
 
 
 async def test_own_destination_is_reached_without_the_router(fake_router: FakeRouter, key_path: Path) -> None:
@@ -560,3 +581,27 @@ async def test_nothing_is_left_open_in_this_process(fake_router: FakeRouter, key
     with anyio.fail_after(5):
         while len(os.listdir("/dev/fd")) > before:  # noqa: ASYNC110, PTH208 - nobody tells of a closed one
             await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+async def test_left_by_cancellation(fake_router: FakeRouter, key_path: Path, *, listens: bool) -> None:
+    transport = transport_on(fake_router, key_path)
+    with anyio.CancelScope() as scope:
+        async with transport:
+            if listens:
+                await transport.listen()
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert transport.status.state == "stopped"
+    await all_closed(fake_router)
+    async with transport, await transport.listen():
+        pass
+
+
+async def test_cancelled_while_it_is_entered(fake_router: FakeRouter, key_path: Path) -> None:
+    fake_router.always(CREATE, fake_router.stall())
+    transport = transport_on(fake_router, key_path)
+    with anyio.move_on_after(0.1):
+        async with transport:
+            pytest.fail("there is no session")
+    assert transport.status.state == "stopped"
