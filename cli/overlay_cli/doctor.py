@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 
@@ -70,18 +70,34 @@ def _examine(context: Context) -> Iterator[Finding]:
     yield _guarded("home", lambda: _home(context))
     try:
         config = load_config(context.home.config)
+    except OverlayError as error:
+        yield Finding("config", str(error), exit_code(error))
+        return
+    try:
+        status = context.ask("status", timeout=ANSWER_TIMEOUT)
+    except OverlayError as error:
+        yield from _not_running(context, config, error)
+    else:
+        yield Finding("config", "well-formed; what counts are the transports that the node runs with")
+        yield from _running(status)
+
+
+def _not_running(context: Context, config: Config, silence: OverlayError) -> Iterator[Finding]:
+    config = replace(config, transports=tuple(dict.fromkeys(context.options.transport or config.transports)))
+    try:
         config.check_transports()
     except OverlayError as error:
         yield Finding("config", str(error), exit_code(error))
         return
-    yield Finding("config", f"transports: {', '.join(config.transports)}")
-    try:
-        status = context.ask("status", timeout=ANSWER_TIMEOUT)
-    except OverlayError as error:
-        yield from _could_run(context, config)
-        yield _silent(context, error)
-    else:
-        yield from _running(status)
+    yield Finding("config", f"transports: {', '.join(config.transports)}{_whose_choice(context)}")
+    yield from _could_run(context, config)
+    yield _silent(context, silence)
+
+
+def _whose_choice(context: Context) -> str:
+    if context.options.transport:
+        return ", as --transport says"
+    return "; options of 'overlay up' count more: for others, run 'overlay doctor --transport NAME'"
 
 
 def _guarded(check: str, look: Callable[[], Finding]) -> Finding:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from overlay.errors import MalformedError
 
+TRANSPORTS = ("tor", "i2p", "tcp")
 I2P_ROUTERS = (8, 32)
 MAX_RELAYS = 32
 """Relays of a private Tor network; each is a process of about 20 MiB."""
@@ -91,14 +92,18 @@ def _add_node_commands(commands: _Commands, common: Parser) -> None:
     _add(commands, common, "peers", "list the nodes that this one knows", "node:peers")
     _add(commands, common, "id", "print this node's identifier", "homes:identifier")
     _add(commands, common, "down", "end the running node, and wait until it has ended", "node:down")
-    _add(commands, common, "doctor", "look for what keeps a node from working", "doctor:doctor")
+    doctor = _add(commands, common, "doctor", "look for what keeps a node from working", "doctor:doctor")
+    doctor.add_argument(
+        "--transport",
+        action="append",
+        choices=TRANSPORTS,
+        help="where no node runs, look at this one and not at config.toml's; may be given several times",
+    )
     _add(commands, common, "version", "print the version", "version:version")
 
 
 def _add_up_options(up: Parser) -> None:
-    up.add_argument(
-        "--transport", action="append", choices=("tor", "i2p", "tcp"), help="may be given several times"
-    )
+    up.add_argument("--transport", action="append", choices=TRANSPORTS, help="may be given several times")
     up.add_argument("--directory", action="store_true", help="be a directory for others (remembered)")
     up.add_argument("--join", metavar="TICKET", help="register at the ticket's directory (remembered)")
     up.add_argument("--torrc", metavar="FILE", help="lines to add to the configuration of the node's own tor")

@@ -17,6 +17,7 @@ from overlay.errors import (
     OverlayError,
     RefusedError,
     StorageError,
+    TransportUnavailableError,
     UnreachableError,
     VerificationError,
 )
@@ -58,6 +59,7 @@ async def fetch_file(
         RefusedError: the target exists already.
         NotFoundError: the folder does not exist, or nobody has all of the file any more.
         UnreachableError: a holder that may have the rest was not reached.
+        TransportUnavailableError: nor could it be, because this node's transport does not work.
         StorageError: the disk is full or cannot be written.
     """
     target = await _target(content, destination)
@@ -166,6 +168,7 @@ class _Source:
         self._node = node
         self._holders = list(node.reputation.rank(holders, node.clock()))
         self._unreached = False
+        self._unavailable: TransportUnavailableError | None = None
 
     async def fetch(self, references: Sequence[bytes], *, prefer: int) -> dict[bytes, bytes]:
         """Get all of these chunks, asking holder number `prefer` first.
@@ -173,6 +176,7 @@ class _Source:
         Raises:
             NotFoundError: every holder was asked, and some chunk nobody has.
             UnreachableError: a holder that was not reached may have it.
+            TransportUnavailableError: likewise, and what does not work is on this side.
         """
         found: dict[bytes, bytes] = {}
         kept = await self._node.storage.get(references)
@@ -184,6 +188,8 @@ class _Source:
                 break
             found |= await self._ask(holder, missing)
         if len(found) < len(references):
+            if self._unavailable is not None:
+                raise self._unavailable
             if self._unreached:
                 raise UnreachableError("a node that keeps this file is not reached: try again later")
             raise NotFoundError("nobody has all of this file any more: ask its sender to post it again")
@@ -196,4 +202,7 @@ class _Source:
             if holder in self._holders:
                 self._holders.remove(holder)
             self._unreached = self._unreached or isinstance(error, UnreachableError)
+            if isinstance(error, TransportUnavailableError):
+                self._unavailable = error
+            self._node.check_online()  # others would fail as slowly where the trouble is here
             return {}

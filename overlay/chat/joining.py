@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from dataclasses import dataclass
 
 import anyio
 
@@ -38,13 +39,22 @@ _GAVE_NOTHING = (
 """What one holder's failure looks like; another may still have the session."""
 
 
+@dataclass(slots=True)
+class _Failures:
+    """Why those who have a session did not give it, as far as it matters to whoever joins."""
+
+    refused: RefusedError | None = None
+    elsewhere: RefusedError | None = None
+
+
 async def join_session(
     node: Node, store: ChatStore, sync: Sync, *, session: Session, invite: Invite, joined: Joined
 ) -> None:
     """Get the history of `session` and join it; failed or cancelled, nothing of it stays.
 
     Raises:
-        RefusedError: whoever has the session does not accept the invite's secret, or it is full.
+        RefusedError: whoever has the session does not accept the invite's secret, or is on other networks
+            than this node, or the session is full.
         UnreachableError: nobody who has it was reached.
         VerificationError: as many as may have joined, or what came breaks the session's rules.
         MalformedError: the name is out of its bounds.
@@ -66,37 +76,35 @@ async def _fetch_history(node: Node, sync: Sync, session: Session, invite: Invit
     if invite.record:
         with suppress(MalformedError, VerificationError):  # a hint; that of an old invite has expired
             await node.locators.learn(invite.record)
-    inviter = UnitLocator(invite.node, invite.place)
-    refusals: list[RefusedError] = []
-    elsewhere = False
-    holders = [inviter]
-    for ask in (True, False):
-        for holder in holders:
-            record = node.locators.known(holder.node)
-            if record is not None and not node.locators.leads_anywhere(record):
-                elsewhere = True
-            elif await _fetch_from(sync, session, holder, refusals):
-                return
-        holders = await _announced(node, invite) if ask else []
-    if elsewhere and not refusals:
+    failures = _Failures()
+    if await _fetch_from(node, sync, session, UnitLocator(invite.node, invite.place), failures):
+        return
+    for holder in await _announced(node, invite):
+        if await _fetch_from(node, sync, session, holder, failures):
+            return
+    if failures.refused is not None:
+        raise RefusedError("the invite is not valid for this session any more") from failures.refused
+    if failures.elsewhere is not None:
         raise RefusedError(
-            "whoever has this session is on another network than this node: start it with a transport they"
-            " share, or ask a participant who is on both for an invite"
-        )
-    if refusals:
-        raise RefusedError("the invite is not valid for this session any more") from refusals[0]
+            "who is known to have this session is on a network that this node does not use: start it with a"
+            " transport that they share, or ask a participant who is on both networks for an invite"
+        ) from failures.elsewhere
     raise UnreachableError("nobody who has this session was reached: try later, or ask for a new invite")
 
 
 async def _fetch_from(
-    sync: Sync, session: Session, holder: UnitLocator, refusals: list[RefusedError]
+    node: Node, sync: Sync, session: Session, holder: UnitLocator, failures: _Failures
 ) -> bool:
     try:
         for _ in range(MAX_EXCHANGES):
             if await sync.exchange(session, holder):
                 return True
     except RefusedError as error:
-        refusals.append(error)
+        record = node.locators.known(holder.node)
+        if record is None or node.locators.leads_anywhere(record):
+            failures.refused = failures.refused or error
+        else:
+            failures.elsewhere = error
     except _GAVE_NOTHING as error:
         logger.debug("a node that should have a session gave nothing: %s", error.code)
     return False

@@ -10,7 +10,13 @@ import anyio
 
 from overlay.chat.events import MAX_HOLDERS, File
 from overlay.chat.texts import check_file_name
-from overlay.errors import NotFoundError, OverlayError, RefusedError, UnreachableError
+from overlay.errors import (
+    NotFoundError,
+    OverlayError,
+    RefusedError,
+    TransportUnavailableError,
+    UnreachableError,
+)
 from overlay.identity import NodeIdentifier
 from overlay.peer.chunks import BATCH_CHUNKS
 from overlay.peer.node import Node
@@ -33,12 +39,14 @@ class _Holders:
         self._node = node
         self._current: list[NodeIdentifier] = []
         self._asked: set[NodeIdentifier] = {node.identifier}
+        self._failures: list[OverlayError] = []
         self.used: list[NodeIdentifier] = []
 
     async def store(self, chunks: Sequence[bytes]) -> None:
         """Store a batch with every holder.
 
         Raises:
+            TransportUnavailableError: this node is on no network, or not on that of any who could take it.
             UnreachableError: not one node took it.
         """
         done: list[NodeIdentifier] = []
@@ -48,10 +56,17 @@ class _Holders:
                 for holder in trying:
                     group.start_soon(self._store_at, holder, chunks, done)
             self._current = [holder for holder in self._current if holder in done]
+            if not done:  # others would fail as slowly where the trouble is here
+                self._node.check_online()
             self._fill(COPIES - len(self._current))
         if not done:
-            raise UnreachableError("no other node keeps this file: try again when more nodes are online")
+            raise self._why()
         self.used += [holder for holder in self._current if holder not in self.used]
+
+    def _why(self) -> OverlayError:
+        if self._failures and all(isinstance(each, TransportUnavailableError) for each in self._failures):
+            return self._failures[0]
+        return UnreachableError("no other node keeps this file: try again when more nodes are online")
 
     def _fill(self, count: int) -> None:
         room = MAX_HOLDERS - len(self.used) - len(self._current)
@@ -64,7 +79,8 @@ class _Holders:
     ) -> None:
         try:
             await self._node.chunks.store(holder, chunks)
-        except OverlayError:  # another takes its place; its reputation is the peer layer's matter
+        except OverlayError as error:  # another takes its place; its reputation is the peer layer's matter
+            self._failures.append(error)
             return
         done.append(holder)
 
@@ -84,9 +100,11 @@ async def post_file(node: Node, path: Path, progress: Progress | None = None) ->
         NotFoundError: there is no such file.
         RefusedError: it is not a regular file, cannot be read, or changed while it was read.
         MalformedError: its name cannot be told to others.
+        TransportUnavailableError: this node is on no network at the moment; nothing is posted.
         UnreachableError: no other node takes its chunks; nothing is posted.
     """
     check_file_name(path.name)
+    node.check_online()
     try:
         size = await _size_of(path)
         holders = _Holders(node)

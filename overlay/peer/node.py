@@ -335,6 +335,14 @@ class Node:
         self._changed.set()
         self._changed = anyio.Event()
 
+    def check_online(self) -> None:
+        """Make sure that one of this node's transports works.
+
+        Raises:
+            TransportUnavailableError: none does at the moment, and why; asking others would take minutes.
+        """
+        self._presence.check()
+
     def ticket(self) -> Ticket:
         """A ticket that lets others join through this node.
 

@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from overlay.connection import ConnectionLayer, Listener, Transport
-from overlay.errors import OverlayError
+from overlay.errors import OverlayError, TransportUnavailableError
 from overlay.identity import Entropy
 from overlay.locators import NodeLocator
 
@@ -69,8 +69,19 @@ class Presence:
         failing = {each.name: str(error) for each, error in self._failures.items()}
         for each in self._locators:
             if each not in self._failures and each.status.state != "ready":
-                failing[each.name] = each.status.detail
+                failing[each.name] = _how(each)
         return failing
+
+    def check(self) -> None:
+        """Make sure that some transport works.
+
+        Raises:
+            TransportUnavailableError: none does at the moment, and why.
+        """
+        late = [each for each in self._layer.transports if each.status.state != "ready"]
+        if late and len(late) == len(self._layer.transports):
+            reasons = "; ".join(f"{each.name} is {_how(each)}" for each in late)
+            raise TransportUnavailableError(f"this node is on no network at the moment: {reasons}")
 
     async def run(self, *, task_status: TaskStatus[OverlayError | None]) -> None:
         """Be there until cancelled, or until the first attempt of every transport has failed.
@@ -123,6 +134,11 @@ class Presence:
 
     def _tried(self, transport: Transport) -> bool:
         return transport in self._locators or transport in self._failures
+
+
+def _how(transport: Transport) -> str:
+    status = transport.status
+    return f"{status.state}: {status.detail}" if status.detail else status.state
 
 
 def _started(transport: Transport) -> AbstractAsyncContextManager[object, bool | None]:

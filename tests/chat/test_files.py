@@ -14,12 +14,13 @@ import pytest
 
 from overlay.chat.events import File
 from overlay.chat.fetching import REQUESTS, fetch_file
-from overlay.chat.posting import PIECE_BYTES, post_file
+from overlay.chat.posting import COPIES, PIECE_BYTES, post_file
 from overlay.errors import (
     MalformedError,
     NotFoundError,
     RefusedError,
     StorageError,
+    TransportUnavailableError,
     UnreachableError,
     VerificationError,
 )
@@ -47,8 +48,11 @@ class Holders:
         self.kept: dict[NodeIdentifier, dict[bytes, bytes]] = {other: {} for other in self.others}
         self.own: dict[bytes, bytes] = {}
         self.away: set[NodeIdentifier] = set()
+        self.elsewhere: set[NodeIdentifier] = set()
+        self.offline = False
         self.liars: set[NodeIdentifier] = set()
         self.asked: list[NodeIdentifier] = []
+        self.tried: list[NodeIdentifier] = []
         self.batches: list[int] = []
         self._random = random.Random(1)
         self.chunks = SimpleNamespace(store=self._store, fetch=self._fetch)
@@ -65,21 +69,30 @@ class Holders:
     def entropy(self, count: int) -> bytes:
         return self._random.randbytes(count)
 
+    def check_online(self) -> None:
+        if self.offline:
+            raise TransportUnavailableError("i2p is starting: its router is gone")
+
     def choose(self, count: int, *, without: Collection[NodeIdentifier]) -> list[NodeIdentifier]:
         return [other for other in self.others if other not in without][:count]
 
     async def _store(self, node: NodeIdentifier, chunks: Sequence[bytes]) -> None:
         await anyio.lowlevel.checkpoint()
-        if node in self.away:
-            raise UnreachableError("away")
+        self.tried.append(node)
+        self._check_there(node)
         self.batches.append(len(chunks))
         self.kept[node] |= {hashlib.blake2b(chunk, digest_size=32).digest(): chunk for chunk in chunks}
+
+    def _check_there(self, node: NodeIdentifier) -> None:
+        if node in self.away:
+            raise UnreachableError("away")
+        if node in self.elsewhere:
+            raise TransportUnavailableError("i2p is not ready")
 
     async def _fetch(self, node: NodeIdentifier, references: Sequence[bytes]) -> dict[bytes, bytes]:
         await anyio.lowlevel.checkpoint()
         self.asked.append(node)
-        if node in self.away:
-            raise UnreachableError("away")
+        self._check_there(node)
         if node in self.liars:
             raise VerificationError("a lie")
         return {name: self.kept[node][name] for name in references if name in self.kept[node]}
@@ -149,6 +162,58 @@ async def test_one_holder_will_do_but_none_will_not(tmp_path: Path) -> None:
         world.away = {holder(1), holder(2)}
         with pytest.raises(UnreachableError, match="no other node"):
             await post_file(lonely.node, path)
+
+
+async def test_what_is_wrong_on_this_side_is_told_as_such(tmp_path: Path) -> None:
+    world = Holders(1, 2, 3, 4, 5)
+    path = write_file(tmp_path, 100)
+    world.elsewhere = set(world.others)
+    with pytest.raises(TransportUnavailableError, match="i2p is not ready"):
+        await post_file(world.node, path)
+    assert len(world.tried) == 5  # another of its networks might have led to one of them
+    world.elsewhere.remove(holder(5))
+    posted = await post_file(world.node, path)
+    assert posted.holders == (holder(5).value,)
+    world.away, world.elsewhere = {holder(1)}, {holder(2)}
+    lonely = Holders(1, 2)
+    lonely.away, lonely.elsewhere = world.away, world.elsewhere
+    with pytest.raises(UnreachableError, match="no other node"):
+        await post_file(lonely.node, path)
+    world.elsewhere = {holder(5)}
+    with pytest.raises(TransportUnavailableError, match="i2p is not ready"):
+        await fetch_file(world.node, posted, tmp_path / "copy")
+
+
+async def test_a_node_that_is_on_no_network_asks_nobody(tmp_path: Path) -> None:
+    world = Holders(1, 2)
+    world.offline = True
+    with pytest.raises(TransportUnavailableError, match="its router is gone"):
+        await post_file(world.node, write_file(tmp_path, 100))
+    assert world.tried == []
+
+
+async def test_a_node_that_loses_its_network_does_not_ask_everybody(tmp_path: Path) -> None:
+    world = Holders(*range(1, 20))
+
+    def lose(_done: int, _total: int) -> None:
+        world.away = set(world.others)  # as a dial tells that is cut off by its deadline
+        world.offline = True
+        world.tried.clear()
+
+    with pytest.raises(TransportUnavailableError, match="its router is gone"):
+        await post_file(world.node, write_file(tmp_path, 3 * PIECE_BYTES), lose)
+    assert len(world.tried) == COPIES
+
+
+async def test_a_fetch_without_a_network_ends_with_the_first_holder(tmp_path: Path) -> None:
+    world = Holders(1, 2)
+    posted = await post_file(world.node, write_file(tmp_path, 100))
+    world.away, world.offline = set(world.others), True
+    with pytest.raises(TransportUnavailableError, match="its router is gone"):
+        await fetch_file(world.node, posted, tmp_path / "copy")
+    assert len(set(world.asked)) == 1
+    world.own = world.kept[holder(1)]
+    assert (await fetch_file(world.node, posted, tmp_path / "copy"))[1] == 100
 
 
 async def test_chunks_come_from_the_next_holder_when_one_lies_or_is_away(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from overlay.chat.invite import Invite
 from overlay.chat.service import Chat
 from overlay.chat.store import CHAT_SCHEMA, ChatStore, SessionRow
 from overlay.chat.views import Entry, SessionInfo
+from overlay.connection import Transport
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError, RefusedError, UnreachableError
 from overlay.identity import NodeIdentifier, SigningSecret
@@ -30,9 +31,16 @@ def make_world(seed: int = 1) -> World:
 
 @asynccontextmanager
 async def running(
-    world: World, name: str, database: Database, options: NodeOptions | None = None
+    world: World,
+    name: str,
+    database: Database,
+    options: NodeOptions | None = None,
+    transports: Sequence[Transport] | None = None,
 ) -> AsyncIterator[tuple[Node, Chat]]:
-    async with world.node(name, database, options=options) as node, anyio.create_task_group() as group:
+    async with (
+        world.node(name, database, options=options, transports=transports) as node,
+        anyio.create_task_group() as group,
+    ):
         chat = Chat(node, database)
         await group.start(chat.run)
         yield node, chat
@@ -224,6 +232,52 @@ async def test_an_inviter_who_is_away_is_told_as_such() -> None:
         with pytest.raises(UnreachableError, match="nobody who has this session"):
             await bob.join(invite, "Bob")
         assert await bob.sessions() == []
+
+
+@asynccontextmanager
+async def on_two_networks() -> AsyncIterator[dict[str, Chat]]:
+    """A directory on both networks, and others on one or both, with what they chat with."""
+    world = make_world()
+    tor, i2p = world.further_network("onion3"), world.further_network("garlic32")
+    lives = {"hub": (tor, i2p), "onion": (tor,), "garlic": (i2p,), "dual": (tor, i2p)}
+    async with AsyncExitStack() as stack:
+        nodes: list[Node] = []
+        chats: dict[str, Chat] = {}
+        for name, where in lives.items():
+            join = nodes[0].record if nodes else None
+            options = NodeOptions(directory=join is None, join=join)
+            transports = [network.transport(number=world.number(name)) for network in where]
+            database = await stack.enter_async_context(world.database(CHAT_SCHEMA))
+            both = running(world, name, database, options, transports)
+            node, chats[name] = await stack.enter_async_context(both)
+            nodes.append(node)
+        with anyio.fail_after(60):
+            for node in nodes:
+                while len(node.peers()) < len(lives) - 1 or node.status.state != "ready":
+                    await node.wait_changed()
+        yield chats
+
+
+async def test_a_session_on_another_network_is_joined_by_an_invite_from_one_who_is_on_both() -> None:
+    async with on_two_networks() as chats:
+        info = await chats["garlic"].create("Tea", "Garlic")
+        invite = await chats["garlic"].invite(info.session)
+        with pytest.raises(RefusedError, match="on a network that this node does not use: start it with"):
+            await chats["onion"].join(invite, "Onion")
+        assert await chats["onion"].sessions() == []
+        await chats["dual"].join(invite, "Dual")
+        joined = await chats["onion"].join(await chats["dual"].invite(info.session), "Onion")
+        assert joined.people == 3
+
+
+async def test_a_wrong_secret_counts_more_than_another_network() -> None:
+    async with on_two_networks() as chats:
+        info = await chats["garlic"].create("Tea", "Garlic")
+        await chats["dual"].join(await chats["garlic"].invite(info.session), "Dual")
+        right = Invite.parse(await chats["dual"].invite(info.session))
+        wrong = Invite(right.created, bytes(32), right.node, right.place, right.record)
+        with pytest.raises(RefusedError, match="not valid"):
+            await chats["onion"].join(str(wrong), "Onion")
 
 
 async def test_names_that_fit_nothing_or_several() -> None:

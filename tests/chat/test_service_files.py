@@ -13,7 +13,8 @@ import pytest
 
 from overlay.chat.service import Chat
 from overlay.chat.store import CHAT_SCHEMA
-from overlay.errors import MalformedError, NotFoundError, UnreachableError
+from overlay.connection import TransportStatus
+from overlay.errors import MalformedError, NotFoundError, TransportUnavailableError, UnreachableError
 from overlay.peer.node import Node
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
@@ -88,6 +89,22 @@ async def test_the_latest_of_two_files_of_one_name_is_meant(tmp_path: Path) -> N
             await alice.post(session, tmp_path / "plan")
         await wait_for_files(bob, session, 2)
         assert (await bob.get(session, "plan", tmp_path / "copy"))[1] == 200
+
+
+async def test_a_node_whose_only_transport_is_lost_says_so_at_once(tmp_path: Path) -> None:
+    world = World(5, latency=Latency(median=0.001))
+    transport = world.network.transport(number=world.number("alice"))
+    async with (
+        world.database(CHAT_SCHEMA) as database,
+        world.node("alice", database, transports=[transport]) as node,
+    ):
+        alice = Chat(node, database)
+        info = await alice.create("Tea", "Alice")
+        make_file(tmp_path / "plan", 100)
+        transport._report(TransportStatus("starting", "its router is gone"))
+        with pytest.raises(TransportUnavailableError, match="memory is starting: its router is gone"):
+            await alice.post(info.session, tmp_path / "plan")
+        assert await alice.files(info.session) == []
 
 
 async def test_nothing_is_posted_when_nobody_keeps_it(tmp_path: Path) -> None:

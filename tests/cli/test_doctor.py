@@ -24,8 +24,8 @@ class Anything(Arguments, frozen=True, forbid_unknown_fields=False):
     """Whatever a verb takes."""
 
 
-def findings(overlay: Command, **environ: str) -> tuple[int, dict[str, Any]]:
-    done = overlay("--json", "doctor", environ=environ)
+def findings(overlay: Command, *options: str, **environ: str) -> tuple[int, dict[str, Any]]:
+    done = overlay("--json", "doctor", *options, environ=environ)
     return done.code, {each["check"]: each for each in done.lines}
 
 
@@ -152,6 +152,23 @@ def test_the_library_of_i2p_is_missing(overlay: Command, home: Home) -> None:
     assert b"no  i2p-router  i2plib is missing: run pip install 'overlay-p2p[i2p]'" in done.stdout
 
 
+def test_the_transports_that_up_is_told_of_can_be_looked_at(
+    overlay: Command, home: Home, tmp_path: Path
+) -> None:
+    home.config.write_text(I2PD_CONFIG.replace('["i2p"]', '["tor"]'))
+    path = fake_program(tmp_path, "tor", "exit 1")
+    fake_program(tmp_path, "i2pd", "echo i2pd version 2.45.1")
+    code, found = findings(overlay, PATH=path)
+    assert (code, found["tor-program"]["ok"], "i2p-router" in found) == (4, False, False)
+    assert "options of 'overlay up' count more" in found["config"]["detail"]
+    assert "overlay doctor --transport NAME" in found["config"]["detail"]
+    code, found = findings(overlay, "--transport", "i2p", PATH=path)
+    assert (code, found["i2p-router"]["ok"], "tor-program" in found) == (0, True, False)
+    assert found["config"]["detail"] == "transports: i2p, as --transport says"
+    code, found = findings(overlay, "--transport", "i2p", "--transport", "tcp", PATH=path)
+    assert (code, found["config"]["ok"]) == (6, False)
+
+
 def test_two_networks_are_said_to_link_the_addresses(overlay: Command, home: Home, tmp_path: Path) -> None:
     home.config.write_text(I2PD_CONFIG.replace('["i2p"]', '["tor", "i2p"]'))
     fake_program(tmp_path, "tor", "echo Tor version 0.4.8.9.")
@@ -178,13 +195,16 @@ def test_a_node_that_runs_tells_what_its_transports_have(
         return {"state": "ready", "detail": "ready", "transports": [i2p, tor]}
 
     scripted({"status": Handler(Anything, status)})
-    code, found = findings(overlay)
+    code, found = findings(
+        overlay, "--transport", "tcp", "--transport", "i2p"
+    )  # which the node does not have
     assert (code, found["i2p"]["detail"]) == (
         4,
         "failed no router (router: 127.0.0.1:1; last error: it is gone)",
     )
     assert found["networks"]["ok"]
     assert found["tor"]["detail"] == "starting it ended, again"
+    assert found["config"]["detail"] == "well-formed; what counts are the transports that the node runs with"
     assert "i2p-router" not in found  # what the node has counts, and not what config.toml would have it use
 
 

@@ -23,9 +23,16 @@ def idle_transport() -> MemoryTransport:
 
 
 @asynccontextmanager
-async def services(world: World, options: NodeOptions | None = None) -> AsyncIterator[Services]:
-    async with world.database(CHAT_SCHEMA) as database, world.node("ann", database, options=options) as node:
-        yield Services(node, Chat(node, database))
+async def services(
+    world: World, options: NodeOptions | None = None
+) -> AsyncIterator[tuple[Services, MemoryTransport]]:
+    """A node with its only transport, which it has started."""
+    transport = world.network.transport(number=1)
+    async with (
+        world.database(CHAT_SCHEMA) as database,
+        world.node("ann", database, options=options, transports=[transport]) as node,
+    ):
+        yield Services(node, Chat(node, database)), transport
 
 
 async def test_before_the_node_it_says_what_it_waits_for() -> None:
@@ -51,8 +58,8 @@ async def test_a_transport_that_gets_on_is_a_change() -> None:
 
 
 async def test_with_the_node_it_is_ready_and_when_told_to_it_stops() -> None:
-    async with services(World()) as found:
-        runtime = Runtime(found.node.identifier, "Ann", [])
+    async with services(World()) as (found, transport):
+        runtime = Runtime(found.node.identifier, "Ann", [transport])
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(runtime.wait_ready, 3600)
             await anyio.wait_all_tasks_blocked()
@@ -104,17 +111,50 @@ async def test_it_is_ready_when_every_transport_was_tried_once() -> None:
         assert (runtime.status.state, "no router" in runtime.status.detail) == ("ready", True)
 
 
+async def test_a_node_whose_only_transport_is_lost_is_not_ready_until_it_is_back() -> None:
+    async with services(World()) as (found, transport):
+        runtime = Runtime(found.node.identifier, "Ann", [transport])
+        runtime.started(found)
+        assert runtime.status.state == "ready"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(runtime.wait_changed)
+            await anyio.wait_all_tasks_blocked()
+            transport._report(TransportStatus("starting", "its router is gone", 10))
+        lost = runtime.status
+        assert (lost.state, lost.detail) == ("starting", "waiting for memory 10% its router is gone")
+        assert lost.locators == found.node.record.locators
+        assert runtime.found is found  # what needs no network goes on
+        transport._report(TransportStatus("ready", progress=100))
+        assert runtime.status.state == "ready"
+
+
+async def test_of_two_transports_the_lost_one_is_named() -> None:
+    world = World()
+    kept, lost = world.network.transport(number=1), MemoryTransport(MemoryNetwork(protocol="garlic32"))
+    async with (
+        world.database(CHAT_SCHEMA) as database,
+        world.node("ann", database, transports=[kept, lost]) as node,
+    ):
+        runtime = Runtime(node.identifier, "Ann", [kept, lost])
+        runtime.started(Services(node, Chat(node, database)))
+        await runtime.wait_ready(5)
+        assert runtime.status.detail == "ready"
+        lost._report(TransportStatus("starting", "its router is gone"))
+        assert runtime.status.state == "ready"
+        assert "garlic32 does not work: starting: its router is gone" in runtime.status.detail
+
+
 async def test_a_node_that_no_longer_listens_is_ending() -> None:
-    async with services(World()) as found:
-        runtime = Runtime(found.node.identifier, "Ann", [])
+    async with services(World()) as (found, transport):
+        runtime = Runtime(found.node.identifier, "Ann", [transport])
         runtime.started(found)
     assert runtime.status.state == "stopping"
 
 
 async def test_changes_of_the_node_are_changes_and_each_wakes_once() -> None:
     world = World()
-    async with services(world, NodeOptions(join=lost_directory(world))) as found:
-        runtime = Runtime(found.node.identifier, "Ann", [])
+    async with services(world, NodeOptions(join=lost_directory(world))) as (found, transport):
+        runtime = Runtime(found.node.identifier, "Ann", [transport])
         runtime.started(found)
         changes = 0
         with anyio.move_on_after(3):
@@ -127,8 +167,8 @@ async def test_changes_of_the_node_are_changes_and_each_wakes_once() -> None:
 
 async def test_waiting_ends_with_its_time() -> None:
     world = World()
-    async with services(world, NodeOptions(join=lost_directory(world))) as found:
-        runtime = Runtime(found.node.identifier, "Ann", [])
+    async with services(world, NodeOptions(join=lost_directory(world))) as (found, transport):
+        runtime = Runtime(found.node.identifier, "Ann", [transport])
         runtime.started(found)
         await runtime.wait_ready(0.1)
         assert runtime.status.state != "ready"

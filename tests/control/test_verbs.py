@@ -63,14 +63,15 @@ class Caller:
 
 @asynccontextmanager
 async def caller(world: World, name: str, user: str = "") -> AsyncIterator[Caller]:
+    transport = world.network.transport(number=world.number(name))
     async with (
         world.database(CHAT_SCHEMA) as database,
-        world.node(name, database) as node,
+        world.node(name, database, transports=[transport]) as node,
         anyio.create_task_group() as tasks,
     ):
         chat = Chat(node, database)
         await tasks.start(chat.run)
-        runtime = Runtime(node.identifier, user, [])
+        runtime = Runtime(node.identifier, user, [transport])
         runtime.started(Services(node, chat))
         yield Caller(runtime)
         tasks.cancel_scope.cancel()

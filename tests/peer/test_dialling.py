@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import anyio
 import pytest
 
+from overlay.channel.driver import Channel, initiate
 from overlay.connection import Connection, Properties, Transport, TransportStatus
 from overlay.errors import RefusedError, TransportUnavailableError, UnreachableError
 from overlay.identity import NodeIdentifier
 from overlay.locators import NodeLocator
-from overlay.peer import routes
+from overlay.peer import dialling, routes
 from overlay.peer.accept import Delivery
 from overlay.peer.channels import Lane
-from overlay.peer.dialling import DIAL_ATTEMPTS, MAX_TRIED
+from overlay.peer.dialling import DIAL_ATTEMPTS
 from overlay.peer.node import Node, NodeOptions, PeerStatus
-from overlay.peer.routes import LEAST_HEAD_START, MOST_HEAD_START
+from overlay.peer.routes import LEAST_HEAD_START, MOST_HEAD_START, Way
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency, SimulatedNetwork
 from overlay.transports.memory import MEMORY_PROPERTIES, MemoryTransport
@@ -58,6 +59,12 @@ class Two:
     @property
     def open(self) -> tuple[int, int]:
         return self.tor.memory.open_connections, self.i2p.memory.open_connections
+
+    def blamed(self, network: str) -> bool:
+        """Whether Alice would rather reach Bob over a network that she knows nothing of."""
+        ways = [Way(name, ready=True, seconds=1) for name in (network, "unknown")]
+        best, _ = self.alice.channels._book.rank(self.bob.identifier, ways, anyio.current_time())
+        return best.network == "unknown"
 
     async def forget(self) -> None:
         """Close every channel in good order."""
@@ -144,6 +151,18 @@ async def test_beside_a_slow_network_the_next_is_started_and_the_first_to_answer
         assert await both.push() < LEAST_HEAD_START  # what was fast is dialled first now
 
 
+async def test_a_network_that_has_become_slow_gives_way_to_the_one_that_overtook_it() -> None:
+    async with two() as both:
+        await both.push()
+        assert both.over == "onion3"
+        await both.forget()
+        both.tor._latency = Latency(median=2.0, sigma=0.0)
+        assert await both.push() > LEAST_HEAD_START
+        assert both.over == "garlic32"
+        await both.forget()
+        assert await both.push() < LEAST_HEAD_START  # although the other has answered too
+
+
 async def test_a_slow_network_wins_if_the_other_fails() -> None:
     async with two(tor=Latency(median=1.0, sigma=0.0)) as both:
         both.i2p.take_down(2)
@@ -154,9 +173,24 @@ async def test_a_slow_network_wins_if_the_other_fails() -> None:
 async def test_of_two_channels_at_the_same_moment_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes, "LEAST_HEAD_START", 0.0)
     monkeypatch.setattr(routes, "MOST_HEAD_START", 0.0)
+    shake_hands: Callable[..., Awaitable[Channel]] = initiate
+    channels: list[Channel] = []
+    ready = anyio.Event()
+
+    async def together(connection: Connection, **details: object) -> Channel:
+        channel = await shake_hands(connection, **details)
+        channels.append(channel)
+        if len(channels) == 2:
+            ready.set()
+        with anyio.CancelScope(shield=True):  # the one that comes second has its channel already
+            await ready.wait()
+        return channel
+
+    monkeypatch.setattr(dialling, "initiate", together)
     async with two() as both:
         await both.push()
         await anyio.sleep(1)
+        assert len(channels) == 2
         assert sum(both.open) == 1
         assert both.open == ((1, 0) if both.over == "onion3" else (0, 1))
 
@@ -173,6 +207,20 @@ async def test_a_dial_that_is_given_up_at_any_moment_leaves_nothing_open() -> No
             await anyio.sleep(5)  # Bob's ends learn of it
             assert both.open == (0, 0)
         assert 0 < opened < 60
+
+
+async def test_a_dial_that_is_given_up_in_the_moment_in_which_it_was_won_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two() as both:
+        dialler = both.alice.channels._dialler
+        with anyio.CancelScope() as scope:
+            monkeypatch.setattr(dialler._book, "answered", lambda *_: scope.cancel())
+            await dialler.dial(both.bob.identifier, anonymous=False)
+        assert scope.cancelled_caught
+        await anyio.sleep(5)  # Bob's end learns of it
+        assert both.open == (0, 0)
+        assert not dialler._runs
 
 
 async def test_a_transport_that_is_not_ready_is_dialled_last() -> None:
@@ -207,6 +255,18 @@ async def test_without_any_network_that_answers_the_node_is_unreachable() -> Non
         assert both.alice.reputation.score(both.bob.identifier, both.alice.clock()) < 0
 
 
+async def test_whoever_waits_for_a_node_is_told_after_two_minutes_however_slow_its_networks() -> None:
+    slow = replace(MEMORY_PROPERTIES, round_trip=10.0, dial_timeout=600.0)
+    async with two(onion=slow, garlic=slow) as both:
+        both.tor.silence()
+        both.i2p.silence()
+        began = anyio.current_time()
+        with pytest.raises(UnreachableError, match="did not answer in time"):
+            await both.push()
+        assert anyio.current_time() - began == pytest.approx(120)
+        assert not both.alice.channels._dialler._runs
+
+
 async def test_what_is_wrong_on_this_side_is_told_first_but_the_other_network_is_tried_as_often() -> None:
     async with two() as both:
         both.i2p.take_down(2)
@@ -230,6 +290,18 @@ async def test_a_dial_that_waits_in_vain_for_its_transport_names_it(monkeypatch:
         tor._report(TransportStatus("starting", "tor ended, starting it again"))
         with pytest.raises(TransportUnavailableError, match="onion3 is not ready: tor ended"):
             await both.push()
+        assert both.blamed("garlic32")
+        assert not both.blamed("onion3")  # what is wrong on this side says nothing of Bob
+
+
+async def test_a_network_that_had_failed_on_this_side_was_not_outrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two(i2p=Latency(median=0.5, sigma=0.0)) as both:
+        tried: list[bytes] = []
+        recorded(both.transports[0], tried, monkeypatch)
+        both.transports[0]._report(TransportStatus("failed", "tor ended"))
+        await both.push()
+        assert (both.over, len(tried)) == ("garlic32", 1)
+        assert not both.blamed("onion3")
 
 
 @pytest.mark.parametrize(("kept", "left"), [("onion3", "garlic32"), ("garlic32", "onion3")])
@@ -384,7 +456,7 @@ async def test_a_record_does_not_make_others_dial_whoever_it_names() -> None:
         await both.alice.locators.learn(both.bob.record.encoded)
         with pytest.raises(UnreachableError):
             await both.push()
-        assert sum(both.tor._dials.values()) == MAX_TRIED * DIAL_ATTEMPTS
+        assert both.tor._dials == {(1, 10): DIAL_ATTEMPTS, (1, 11): DIAL_ATTEMPTS}
 
 
 async def test_two_nodes_that_hang_up_do_not_decide_over_a_network_that_lives() -> None:

@@ -14,7 +14,6 @@ from overlay.identity import Entropy
 from overlay.locators import NodeLocator
 from overlay.transports.i2p.isolation import IsolationPool, Token
 from overlay.transports.i2p.protocol import Retry
-from overlay.transports.i2p.router import RouterHandle
 from overlay.transports.i2p.session import SamRefusal, StreamSession
 from overlay.transports.i2p.silence import Silence
 from overlay.transports.i2p.streams import DialledConnection
@@ -32,13 +31,11 @@ class Online:
     """All that depends on a router that is there.
 
     Attributes:
-        router: which.
         session: the node's own, where callers reach it.
         pool: those that are dialled from.
         silence: of these sessions. New ones remember no lease set, and are not to blame for old streams.
     """
 
-    router: RouterHandle
     session: StreamSession
     pool: IsolationPool
     silence: Silence

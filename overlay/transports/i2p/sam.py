@@ -238,7 +238,7 @@ async def _connect(address: tuple[str, int], where: str) -> ByteStream:
 async def _greet(opened: SamSocket) -> SamSocket:
     try:
         await opened.send(hello())
-        opened.version = _granted(await opened.read_reply())
+        opened.version = _granted(await opened.read_reply(), opened.where)
     except BaseException:
         with anyio.CancelScope(shield=True):
             await opened.aclose()
@@ -246,16 +246,16 @@ async def _greet(opened: SamSocket) -> SamSocket:
     return opened
 
 
-def _granted(reply: Reply) -> str:
+def _granted(reply: Reply, where: str) -> str:
     """Read the version of SAM that the router grants.
 
     Raises:
         failure: it grants none.
-        TransportUnavailableError: it grants another than the one that was asked for.
+        TransportUnavailableError: it does not have the one that was asked for, or grants another.
     """
-    if not reply.ok:
+    if not reply.ok and reply.result != "NOVERSION":
         raise failure(reply)
-    version = reply.fields.get("VERSION", "")
+    version = reply.fields.get("VERSION", "") if reply.ok else ""
     if version != VERSION:
-        raise TransportUnavailableError(f"this I2P router does not speak SAM {VERSION}: update it")
+        raise TransportUnavailableError(f"the I2P router at {where} does not speak SAM {VERSION}: update it")
     return version

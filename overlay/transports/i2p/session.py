@@ -13,6 +13,7 @@ that is granted at once is closed and made again after the router has forgotten 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ LINGERS = 5
 only at its next look that nobody waits any more for a session, up to 20 s later."""
 
 _IDENTIFIER_BYTES = 12
+
+_ENDED = "the I2P router ended, or ended the session"
 
 _NAMES = 3  # tried for a session whose name nobody can have: a router that knows them all is none
 
@@ -163,8 +166,14 @@ class SessionMaker:
 
     async def _request(self, identifier: str, destination: str) -> _Made:
         command = session_create(identifier, "STREAM", destination, self.tunnels.options())
-        sam, reply = await _ask(self.address, self.timeouts, command, self.timeouts.create)
-        return _Made(identifier, sam, reply)
+        async with _opened(self.address, self.timeouts) as sam:
+            with anyio.move_on_after(self.timeouts.create):
+                return _Made(identifier, sam, _granted(await sam.request(command, math.inf)))
+            # It did answer the greeting, so it is not the router that is missing.
+            raise TransportUnavailableError(
+                f"the I2P router at {sam.where} has built no tunnels yet within {self.timeouts.create:.0f} s,"
+                " being new or cut off from its network: try again in some minutes"
+            )
 
 
 @dataclass(frozen=True)
@@ -174,19 +183,17 @@ class _Made:
     reply: Reply = field(repr=False)  # holds private keys
 
 
-async def _ask(
-    address: tuple[str, int], timeouts: I2pTimeouts, command: bytes, limit: float
-) -> tuple[SamSocket, Reply]:
-    """Give a command on a socket of its own, which stays open for what the command was about.
+@asynccontextmanager
+async def _opened(address: tuple[str, int], timeouts: I2pTimeouts) -> AsyncIterator[SamSocket]:
+    """Open a socket for one command, which stays open for what the command was about unless the block fails.
 
     Raises:
-        SamRefusal: the router says no.
-        TransportUnavailableError: the router is gone, or did not answer within `limit` seconds.
+        TransportUnavailableError: the router is gone.
         Cancelled, it leaves no socket behind.
     """
     sam = await open_sam(address, timeouts)
     try:
-        return sam, _granted(await sam.request(command, limit))
+        yield sam
     except BaseException:
         await anyio.aclose_forcefully(sam)
         raise
@@ -213,11 +220,13 @@ class StreamSession:
     Attributes:
         destination: where its streams come from, and where callers reach it.
         lost: set when the session has ended; its streams end with it.
+        why: it ended, when it has.
     """
 
     def __init__(self, made: _Made, destination: Destination, maker: SessionMaker) -> None:
         self.destination = destination
         self.lost = anyio.Event()
+        self.why = _ENDED
         self._made = made
         self._address = maker.address
         self._timeouts = maker.timeouts
@@ -232,8 +241,9 @@ class StreamSession:
         finally:
             self.lost.set()
 
-    async def give_up(self) -> None:
-        """End it, because the router no longer knows it; `watch` returns."""
+    async def give_up(self, why: str = _ENDED) -> None:
+        """End it, because the router no longer knows it, or for another reason; `watch` returns."""
+        self.why = why
         await self._made.sam.aclose()
 
     async def connect(self, locator: NodeLocator) -> ByteStream:
@@ -248,7 +258,8 @@ class StreamSession:
             Cancelled, it leaves no socket behind.
         """
         command = stream_connect(self._made.identifier, locator.host)
-        sam, _ = await _ask(self._address, self._timeouts, command, self._timeouts.dial)
+        async with _opened(self._address, self._timeouts) as sam:
+            _granted(await sam.request(command, self._timeouts.dial))
         return sam.stream()
 
     async def accept(self) -> SamSocket:
@@ -263,5 +274,6 @@ class StreamSession:
             Cancelled, it leaves no socket behind.
         """
         command = stream_accept(self._made.identifier)
-        sam, _ = await _ask(self._address, self._timeouts, command, self._timeouts.reply)
+        async with _opened(self._address, self._timeouts) as sam:
+            _granted(await sam.request(command, self._timeouts.reply))
         return sam

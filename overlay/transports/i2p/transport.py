@@ -23,7 +23,7 @@ from overlay.transports.i2p.isolation import IsolationPool
 from overlay.transports.i2p.keys import load_key
 from overlay.transports.i2p.listener import I2pListener
 from overlay.transports.i2p.protocol import Retry
-from overlay.transports.i2p.router import open_router
+from overlay.transports.i2p.router import RouterHandle, answers, open_router
 from overlay.transports.i2p.session import SamRefusal, SessionMaker, StreamSession
 from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, LaunchedRouter, TunnelOptions
 from overlay.transports.i2p.silence import Silence
@@ -49,6 +49,17 @@ FIRST_BACKOFF = 0.5
 
 MAX_BACKOFF = 30.0
 """Seconds between attempts at most: a user who repairs something does not wait longer."""
+
+GREETING_INTERVAL = 30.0
+"""Seconds between greetings that show whether the router still answers: one that hangs is noticed
+before a dial through it has failed, and two short lines cost nothing."""
+
+FIRST_TUNNELS = 900.0
+"""Seconds that an i2pd of our own has for its first tunnels, where `create` is not longer. A new one first
+has to learn of other routers, which takes minutes; given up on, it would be ended and begin again."""
+
+_BUILDING = "building tunnels, which takes 20 s and more"
+_BUILDING_FIRST = "building tunnels, which may take some minutes when the router is new"
 
 _ROUTER_PROGRESS = 40  # percent of a start: the router is there, its tunnels are not
 
@@ -91,6 +102,7 @@ class I2pTransport(Transport):
         )
         self._entropy = entropy
         self._key: PrivateDestination | None = None
+        self._found: RouterHandle | None = None
         self._online: Online | None = None
         self._online_changed = anyio.Event()
         self._listener: I2pListener | None = None
@@ -110,11 +122,11 @@ class I2pTransport(Transport):
     @property
     def facts(self) -> Mapping[str, str]:
         """The router, the version of SAM, the session, its tunnels, this node's address, the last error."""
-        online = self._online
-        facts = {"session": "none", "tunnels": str(self._tunnels)}
-        if online is not None:
-            host, port = online.router.address
-            facts |= {"router": f"{host}:{port}", "sam": online.router.version, "session": "ready"}
+        session = "none" if self._online is None else "ready"
+        facts = {"session": session, "tunnels": str(self._tunnels)}
+        if self._found is not None:
+            host, port = self._found.address
+            facts |= {"router": f"{host}:{port}", "sam": self._found.version}
         if self._key is not None:
             facts["destination"] = self._key.public.locator.host
         if self._error:
@@ -283,7 +295,7 @@ class I2pTransport(Transport):
                         task_status.started(None)
                     attempt = 0
                     await online.session.watch()
-                    why = "the I2P router ended, or ended the session"
+                    why = online.session.why
             except OverlayError as error:
                 if not ready:
                     task_status.started(error)
@@ -299,24 +311,44 @@ class I2pTransport(Transport):
 
     @asynccontextmanager
     async def _go_online(self) -> AsyncIterator[Online]:
-        """Find the router, and make this node's session and that it dials from, for the length of a block."""
+        """Find the router, and make the sessions on it, for the length of a block."""
         async with open_router(self._router, self._timeouts, self._report) as router:
-            if self._key is None:
-                self._key = await load_key(self._key_path, router.address, self._timeouts)
-            maker = SessionMaker(router.address, self._tunnels, self._timeouts, self._entropy)
-            self._report(
-                TransportStatus("starting", "building tunnels, which takes 20 s and more", _ROUTER_PROGRESS)
-            )
-            failure: OverlayError | None = None
-            async with anyio.create_task_group() as dialled_from:  # made at the same time as the node's own
-                rest = ANSWER_ROUND_TRIPS * self._timeouts.round_trip
-                pool = IsolationPool(maker.transient, dialled_from, rest=rest)
-                pool.begin()
-                try:
-                    async with maker.own(self._key) as session:
-                        yield Online(router, session, pool, Silence())
-                except OverlayError as error:
-                    failure = error  # the group would wrap it
-                dialled_from.cancel_scope.cancel()
-            if failure is not None:
-                raise failure
+            self._found = router
+            try:
+                if self._key is None:
+                    self._key = await load_key(self._key_path, router.address, self._timeouts)
+                async with self._make_sessions(router, self._key) as online:
+                    yield online
+            finally:
+                self._found = None
+
+    @asynccontextmanager
+    async def _make_sessions(self, router: RouterHandle, key: PrivateDestination) -> AsyncIterator[Online]:
+        """Make this node's session and that it dials from, and see that the router goes on answering."""
+        timeouts, building = self._timeouts, _BUILDING
+        if router.launched:
+            timeouts = replace(timeouts, create=max(timeouts.create, FIRST_TUNNELS))
+            building = _BUILDING_FIRST
+        self._report(TransportStatus("starting", building, _ROUTER_PROGRESS))
+        maker = SessionMaker(router.address, self._tunnels, timeouts, self._entropy)
+        failure: OverlayError | None = None
+        async with anyio.create_task_group() as tasks:
+            pool = IsolationPool(maker.transient, tasks, rest=ANSWER_ROUND_TRIPS * timeouts.round_trip)
+            pool.begin()  # at the same time as the node's own
+            try:
+                async with maker.own(key) as session:
+                    tasks.start_soon(self._watch_router, router, session)
+                    yield Online(session, pool, Silence())
+            except OverlayError as error:
+                failure = error  # the group would wrap it
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _watch_router(self, router: RouterHandle, session: StreamSession) -> None:
+        """Give the session up when the router answers no more; its sockets may stay open all the same."""
+        answered = True
+        while answered:
+            await anyio.sleep(GREETING_INTERVAL)
+            answered = await answers(router.address, self._timeouts)
+        await session.give_up("the I2P router does not answer any more")

@@ -93,7 +93,8 @@ async def test_greeting_cut_at_any_byte(fake_router: FakeRouter, at: int) -> Non
 @pytest.mark.parametrize("answer", ["RESULT=NOVERSION", "RESULT=OK VERSION=3.0", "RESULT=OK"])
 async def test_old_router(fake_router: FakeRouter, answer: str) -> None:
     fake_router.script(HELLO, fake_router.reply(f"HELLO REPLY {answer}"))
-    assert "does not speak SAM 3.1: update it" in await refused(fake_router)
+    where = f"127.0.0.1:{fake_router.address[1]}"
+    assert await refused(fake_router) == f"the I2P router at {where} does not speak SAM 3.1: update it"
 
 
 async def test_cancelled_greeting_leaves_nothing_open(fake_router: FakeRouter) -> None:

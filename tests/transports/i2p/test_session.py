@@ -173,8 +173,18 @@ async def test_session_reply_cut_at_any_byte(fake_router: FakeRouter, key: Priva
 
 async def test_session_that_takes_too_long(fake_router: FakeRouter, key: PrivateDestination) -> None:
     fake_router.script("SESSION CREATE", fake_router.stall())
-    with pytest.raises(TransportUnavailableError, match=r"did not answer within 0 s"):
+    with pytest.raises(TransportUnavailableError, match="has built no tunnels yet within 0 s, being new"):
         async with maker_on(fake_router, I2pTimeouts(create=0.1, linger=0.0)).own(key):
+            pytest.fail("late")
+    await fake_router.connections[-1].ended()
+
+
+async def test_router_that_hangs_is_not_said_to_have_no_tunnels(
+    fake_router: FakeRouter, key: PrivateDestination
+) -> None:
+    fake_router.script("HELLO VERSION", fake_router.stall())
+    with pytest.raises(TransportUnavailableError, match="does not answer as an I2P router's SAM bridge does"):
+        async with maker_on(fake_router, I2pTimeouts(hello=0.1, create=0.0)).own(key):
             pytest.fail("late")
     await fake_router.connections[-1].ended()
 
@@ -218,9 +228,10 @@ async def test_session_that_is_given_up_is_lost(fake_router: FakeRouter, key: Pr
     async with maker_on(fake_router).own(key) as session, anyio.create_task_group() as tasks:
         tasks.start_soon(session.watch)
         await anyio.wait_all_tasks_blocked()
-        await session.give_up()
+        await session.give_up("for a reason")
         with anyio.fail_after(10):
             await session.lost.wait()
+        assert session.why == "for a reason"
 
 
 async def test_stream_carries_bytes_both_ways(fake_router: FakeRouter, key: PrivateDestination) -> None:

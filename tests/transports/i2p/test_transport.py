@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,13 +20,14 @@ from overlay.testing.conformance import CHECKS, Check, check_nobody, check_prope
 from overlay.testing.pair import TransportPair, read_exactly, read_to_end
 from overlay.transports.i2p import dial
 from overlay.transports.i2p import transport as module
+from overlay.transports.i2p.router import RouterHandle
 from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, TunnelOptions
 from overlay.transports.i2p.silence import SILENT_STREAMS
 from overlay.transports.i2p.streams import AcceptedConnection
 from overlay.transports.i2p.transport import I2P_PROPERTIES, I2pTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from overlay.connection import Connection
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 PEER = NodeLocator("garlic32", b"\7" * 32)
 LOCAL = I2pTimeouts(dial=5.0, create=5.0, reply=5.0, linger=0.0, round_trip=0.01)
 QUICK = I2pTimeouts(dial=0.2, create=5.0, reply=0.2, linger=0.0, round_trip=0.01)
-CREATE, CONNECT, ACCEPT = "SESSION CREATE", "STREAM CONNECT", "STREAM ACCEPT"
+HELLO, CREATE, CONNECT, ACCEPT = "HELLO VERSION", "SESSION CREATE", "STREAM CONNECT", "STREAM ACCEPT"
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +109,46 @@ async def test_status_and_facts_from_start_to_stop(fake_router: FakeRouter, key_
         ("ready", 100),
         ("stopped", 0),
     ]
+    await all_closed(fake_router)
+
+
+async def test_router_is_a_fact_while_it_builds_tunnels(fake_router: FakeRouter, key_path: Path) -> None:
+    fake_router.always(CREATE, fake_router.stall())
+    transport = transport_on(fake_router, key_path)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(transport.__aenter__)
+        await fake_router.seen(CREATE)
+        assert transport.status.detail == "building tunnels, which takes 20 s and more"
+        assert transport.facts["router"] == f"127.0.0.1:{fake_router.address[1]}"
+        assert (transport.facts["sam"], transport.facts["session"]) == ("3.1", "none")
+        tasks.cancel_scope.cancel()
+    assert "router" not in transport.facts
+
+
+@pytest.mark.parametrize(("launched", "limit", "words"), [(False, 0, "20 s and more"), (True, 1, "minutes")])
+async def test_router_without_tunnels(
+    fake_router: FakeRouter,
+    key_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    launched: bool,
+    limit: int,
+    words: str,
+) -> None:
+    @asynccontextmanager
+    async def found(*_: object) -> AsyncIterator[RouterHandle]:
+        yield RouterHandle(fake_router.address, "3.1", launched)
+
+    monkeypatch.setattr(module, "open_router", found)
+    monkeypatch.setattr(module, "FIRST_TUNNELS", 0.6)
+    fake_router.always(CREATE, fake_router.stall())
+    transport = transport_on(fake_router, key_path, I2pTimeouts(create=0.1, linger=0.0))
+    details: list[str] = []
+    transport.observe(lambda status: details.append(status.detail))
+    with pytest.raises(TransportUnavailableError, match=f"no tunnels yet within {limit} s.*some minutes"):
+        await transport.__aenter__()
+    assert details[-2].startswith("building tunnels, which ")
+    assert words in details[-2]
     await all_closed(fake_router)
 
 
@@ -360,6 +402,62 @@ async def test_router_that_comes_back(
         await fake_router.call(own_session(fake_router), make_destination(3).public, b"hello")
         async with await listener.accept() as accepted:
             assert await read_exactly(accepted, 5) == b"hello"
+    await all_closed(fake_router)
+
+
+async def test_router_that_hangs_is_given_up_until_it_answers(
+    fake_router: FakeRouter,
+    key_path: Path,
+    make_destination: Callable[[int], PrivateDestination],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "GREETING_INTERVAL", 0.05)
+    timeouts = I2pTimeouts(dial=5.0, hello=0.5, create=5.0, reply=5.0, linger=0.0, round_trip=0.01)
+    async with (
+        transport_on(fake_router, key_path, timeouts) as transport,
+        await transport.listen() as listener,
+    ):
+        errors: list[str] = []
+        transport.observe(lambda _: errors.append(transport.facts["error"]))
+        details: list[str] = []
+        transport.observe(lambda status: details.append(status.detail))
+        gone, back = status_event(transport, "starting"), status_event(transport, "ready")
+        fake_router.always(HELLO, fake_router.stall())
+        with anyio.fail_after(10):
+            await gone.wait()
+        assert details[0] == "the I2P router does not answer any more, attaching to it again (attempt 1)"
+        assert errors[0] == "the I2P router does not answer any more"
+        await fake_router.until(lambda: not fake_router.sessions)
+        fake_router.usually(HELLO)
+        with anyio.fail_after(10):
+            await back.wait()
+        await fake_router.call(own_session(fake_router), make_destination(3).public, b"hello")
+        async with await listener.accept() as accepted:
+            assert await read_exactly(accepted, 5) == b"hello"
+    await all_closed(fake_router)
+
+
+async def test_router_that_answers_greetings_otherwise_is_kept(
+    fake_router: FakeRouter, key_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GREETING_INTERVAL", 0.01)
+    async with transport_on(fake_router, key_path) as transport:
+        before = len(await fake_router.seen(HELLO))
+        fake_router.script(HELLO, fake_router.hang_up(), fake_router.hang_up())
+        await fake_router.seen(HELLO, before + 5)
+        assert (transport.status.state, "error" in transport.facts) == ("ready", False)
+        # Each greeting has a socket of its own, which is closed before the next.
+        assert len([each for each in fake_router.connections if not each.closed]) <= 3
+
+
+async def test_left_while_the_router_is_greeted(
+    fake_router: FakeRouter, key_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GREETING_INTERVAL", 0.05)
+    async with transport_on(fake_router, key_path):
+        before = len(await fake_router.seen(HELLO))
+        fake_router.always(HELLO, fake_router.stall())
+        await fake_router.seen(HELLO, before + 1)
     await all_closed(fake_router)
 
 
