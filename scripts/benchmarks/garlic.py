@@ -28,7 +28,7 @@ from scripts.benchmarks.streams import MEBIBYTE, compare, serving
 
 BYTES = 4 * MEBIBYTE
 ROUNDS = 31
-"""Each stream goes through tunnels that chance chose, some three times as fast as others: so, many streams."""
+"""Each stream goes through tunnels that chance chose, some three times as fast as others: hence many."""
 READY_ROUNDS = 3
 BEST_RECOVERY = 21.04
 """Seconds from the death of a destination's router, which is started again at once, until a fresh session
