@@ -26,8 +26,9 @@ from typing import Self
 import anyio
 
 from overlay.errors import TransportUnavailableError
+from overlay.transports.private_files import write_private
 from overlay.transports.tor.control import ControlConnection, TorRefusedError
-from overlay.transports.tor.process import TorProcess, find_program, launch_tor, quote, write_private
+from overlay.transports.tor.process import TorProcess, find_program, launch_tor, quote
 
 MIN_RELAYS = 3
 """Relays beside the authority; with two, services are published and never reached."""

@@ -13,6 +13,7 @@ Source: i2pd 2.45.1, libi2pd_client/SAM.cpp, HandleMessage and ProcessDatagramSe
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import anyio
 import anyio.lowlevel
@@ -59,8 +60,8 @@ class DatagramSession:
         self._question = ""
         self._answered = anyio.Event()
 
-    async def read(self, deliver: Callable[[Destination, bytes], None]) -> None:
-        """Read what the router sends until the session is lost; does not return.
+    async def read(self, deliver: Callable[[Destination, bytes], None]) -> NoReturn:
+        """Read what the router sends until the session is lost.
 
         Args:
             deliver: called with the sender and the body of each datagram.
@@ -74,10 +75,8 @@ class DatagramSession:
                 body = await self._sam.read_exactly(_announced(reply))
                 try:
                     sender = Destination.from_base64(reply.fields.get("DESTINATION", ""))
-                except (
-                    MalformedError
-                ):  # somebody's, of a kind that is not known here: it could not be answered
-                    continue
+                except MalformedError:
+                    continue  # somebody's, of a kind that is not known here: it could not be answered
                 deliver(sender, body)
             elif reply.fields.get("NAME") == self._question:
                 self._answered.set()

@@ -7,15 +7,15 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
 
 from overlay.connection import MessageTransport, Parcel, Properties, TransportStatus
-from overlay.errors import MalformedError, OverlayError, TransportUnavailableError, UnreachableError
+from overlay.errors import MalformedError, TransportUnavailableError, UnreachableError
 from overlay.identity import Entropy
 from overlay.locators import NodeLocator
 from overlay.transports.i2p.datagram_session import (
@@ -31,6 +31,7 @@ from overlay.transports.i2p.router import RouterHandle, open_router
 from overlay.transports.i2p.sam import SamSocket, open_sam
 from overlay.transports.i2p.session import AT_ONCE
 from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, LaunchedRouter, TunnelOptions
+from overlay.transports.supervision import Lost, Supervisor
 
 MAX_WAITING = 256
 """Messages received and not asked for yet, 8 MiB of the longest; the oldest is dropped for one more."""
@@ -40,12 +41,6 @@ MAX_KNOWN = 1024
 
 ACQUAINTANCE = 480.0
 """Seconds after which a peer counts as new again; what a router knows of where it is lasts up to 600."""
-
-FIRST_BACKOFF = 0.5
-"""Seconds before the router is tried again the first time; each further attempt doubles them."""
-
-MAX_BACKOFF = 30.0
-"""Seconds between attempts at most: a user who repairs something does not wait longer."""
 
 I2P_MESSAGE_PROPERTIES = Properties(
     hides_sender=True,
@@ -95,12 +90,11 @@ class I2pDatagrams(MessageTransport):
         self._key: PrivateDestination | None = None
         self._session: DatagramSession | None = None
         self._address = ("", 0)
-        self._error = ""
         self._changed = anyio.Event()
         self._waiting: deque[Parcel] = deque(maxlen=MAX_WAITING)
         self._known: OrderedDict[NodeLocator, Destination] = OrderedDict()
         self._met: dict[NodeLocator, float] = {}  # when we last began to know where a known peer is
-        self._group: TaskGroup
+        self._supervisor = Supervisor(self._go_online, self._report_and_wake, again="trying")
 
     @property
     def name(self) -> str:
@@ -137,7 +131,7 @@ class I2pDatagrams(MessageTransport):
             "session": "open" if self._session else "",
             "tunnels": str(self._tunnels),
             "destination": self._key.public.locator.host if self._key else "",
-            "error": self._error,
+            "error": self._supervisor.why,
         }
         return {name: text for name, text in facts.items() if text}
 
@@ -153,20 +147,7 @@ class I2pDatagrams(MessageTransport):
                 what to do; MalformedError, VerificationError: the key file is damaged.
         """
         self._report(TransportStatus("starting", "looking for the I2P router"))
-        self._group = anyio.create_task_group()
-        await self._group.__aenter__()
-        try:
-            failed = await self._group.start(self._supervise)
-        except BaseException:
-            try:
-                await self._stop()
-            finally:
-                self._report(TransportStatus("stopped"))
-            raise
-        if failed is not None:
-            await self._stop()
-            self._report(TransportStatus("failed", str(failed)))
-            raise failed
+        await self._supervisor.start()
         return self
 
     async def __aexit__(
@@ -176,17 +157,8 @@ class I2pDatagrams(MessageTransport):
         traceback: TracebackType | None,
     ) -> bool | None:
         """End the session; whoever waits in `receive` is told."""
-        try:
-            await self._stop()
-        finally:
-            self._report(TransportStatus("stopped"))
-            self._wake()
+        await self._supervisor.stop()
         return None
-
-    async def _stop(self) -> None:
-        self._group.cancel_scope.cancel()
-        # The block's own exception is not the group's business, which would wrap it.
-        await self._group.__aexit__(None, None, None)
 
     async def send(self, locator: NodeLocator, body: bytes) -> None:
         """Hand a message to the router; waits while the session is being made again.
@@ -246,6 +218,10 @@ class I2pDatagrams(MessageTransport):
             await self._changed.wait()
         return self._session
 
+    def _report_and_wake(self, status: TransportStatus) -> None:
+        self._report(status)
+        self._wake()  # who waits for a session or a message has one now, or has to be told that none comes
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
@@ -279,33 +255,9 @@ class I2pDatagrams(MessageTransport):
         self._learn(destination)
         return destination
 
-    async def _supervise(self, *, task_status: TaskStatus[OverlayError | None]) -> None:
-        """Keep a session alive; the first failure is the caller's, later ones are tried again."""
-        attempt, ready = 0, False
-        while True:
-            try:
-                async with self._open_session() as session:
-                    self._session = session
-                    self._report(TransportStatus("ready", progress=100))
-                    self._wake()
-                    if not ready:
-                        ready = True
-                        task_status.started(None)
-                    attempt = 0
-                    await session.read(self._deliver)
-            except OverlayError as error:
-                if not ready:
-                    task_status.started(error)
-                    return
-                self._error = str(error)
-            finally:
-                self._session = None
-            attempt += 1
-            self._report(TransportStatus("starting", f"{self._error}, trying again (attempt {attempt})"))
-            await anyio.sleep(min(FIRST_BACKOFF * 2 ** (attempt - 1), MAX_BACKOFF))
-
     @asynccontextmanager
-    async def _open_session(self) -> AsyncIterator[DatagramSession]:
+    async def _go_online(self) -> AsyncIterator[Lost]:
+        """Find the router, and have a session on it, for the length of a block."""
         async with open_router(self._router, self._timeouts, self._report) as router:
             if self._key is None:
                 self._key = await load_key(self._key_path, router.address, self._timeouts)
@@ -313,7 +265,11 @@ class I2pDatagrams(MessageTransport):
             self._report(TransportStatus("starting", "building tunnels, which takes 20 s and more"))
             async with await self._create(router, self._key) as sam:
                 self._met.clear()
-                yield DatagramSession(sam, self._timeouts)
+                self._session = DatagramSession(sam, self._timeouts)
+                try:
+                    yield partial(self._session.read, self._deliver)
+                finally:
+                    self._session = None
 
     async def _create(self, router: RouterHandle, key: PrivateDestination) -> SamSocket:
         """Make the session; again when it was there at once: then it is what is left of an old one."""
@@ -331,7 +287,7 @@ class I2pDatagrams(MessageTransport):
         sam = await open_sam(router.address, self._timeouts)
         try:
             require_ok(await sam.request(command, self._timeouts.create))
-        except BaseException:
+        except BaseException:  # failed or cancelled: nobody else knows of the socket
             await anyio.aclose_forcefully(sam)
             raise
         return sam

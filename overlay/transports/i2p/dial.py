@@ -12,6 +12,7 @@ from overlay.connection import Connection, Properties
 from overlay.errors import OverlayError, TransportUnavailableError, UnreachableError
 from overlay.identity import Entropy
 from overlay.locators import NodeLocator
+from overlay.transports.i2p.hearing import Hearing
 from overlay.transports.i2p.isolation import IsolationPool, Token
 from overlay.transports.i2p.protocol import Retry
 from overlay.transports.i2p.session import SamRefusal, StreamSession
@@ -34,11 +35,13 @@ class Online:
         session: the node's own, where callers reach it.
         pool: those that are dialled from.
         silence: of these sessions. New ones remember no lease set, and are not to blame for old streams.
+        hearing: over these sessions.
     """
 
     session: StreamSession
     pool: IsolationPool
     silence: Silence
+    hearing: Hearing
 
 
 @dataclass
@@ -82,6 +85,8 @@ class Dial:
         def judge(answered: bool) -> None:  # noqa: FBT001 - what a Verdict is told
             now = anyio.current_time()
             online.silence.note(self.isolation, self.locator, detour, answered=answered, now=now)
+            if not answered:
+                online.hearing.in_vain(self.locator, now)
 
         with ExitStack() as stack:
             session = await self._session(online, detour, stack)
@@ -89,6 +94,8 @@ class Dial:
             try:
                 stream = await session.connect(self.locator)
             except SamRefusal as refusal:
+                if isinstance(refusal.error, UnreachableError):
+                    online.hearing.in_vain(self.locator, anyio.current_time())
                 if refusal.rule is Retry.NEW_SESSION:
                     await session.give_up()
                     await session.lost.wait()
@@ -97,6 +104,7 @@ class Dial:
                 stream,
                 locator=self.locator,
                 properties=properties,
+                heard=online.hearing.heard,
                 verdict=judge,
                 release=stack.pop_all().close,
                 patience=ANSWER_ROUND_TRIPS * properties.round_trip,

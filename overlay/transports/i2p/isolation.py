@@ -148,7 +148,7 @@ class IsolationPool:
             if token != WITHOUT_TOKEN:
                 self._keep_spare()
             return place.lend(await place.ready())
-        except BaseException:
+        except BaseException:  # not made, or cancelled: either way this user is gone
             place.release()
             raise
 

@@ -8,7 +8,6 @@ Source: https://geti2p.net/spec/common-structures (PrivateKeyFile)
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from anyio import to_thread
@@ -18,6 +17,7 @@ from overlay.transports.i2p.destination import MAX_PRIVATE_BYTES, PrivateDestina
 from overlay.transports.i2p.protocol import dest_generate, failure
 from overlay.transports.i2p.sam import open_sam
 from overlay.transports.i2p.settings import I2pTimeouts
+from overlay.transports.private_files import write_private
 
 
 async def load_key(path: Path, address: tuple[str, int], timeouts: I2pTimeouts) -> PrivateDestination:
@@ -86,20 +86,3 @@ def _parse(path: Path, data: bytes) -> PrivateDestination:
         return PrivateDestination(data)
     except (MalformedError, VerificationError) as error:
         raise type(error)(f"the I2P key in {path} is damaged: restore it from a copy ({error})") from error
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only this user reads, in a folder that only this user enters; whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.new")
-    scratch.unlink(missing_ok=True)
-    handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)

@@ -44,12 +44,20 @@ class I2pListener(Listener):
     Args:
         locator: where callers reach it.
         properties: of the transport.
+        heard: called when somebody calls over the network, and whenever something comes from a caller.
         on_close: called once, when it is closed.
     """
 
-    def __init__(self, locator: NodeLocator, properties: Properties, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        locator: NodeLocator,
+        properties: Properties,
+        heard: Callable[[], None],
+        on_close: Callable[[], None],
+    ) -> None:
         self._locator = locator
         self._properties = properties
+        self._heard = heard
         self._on_close = on_close
         self._ready: deque[Connection] = deque()
         self._places = anyio.Semaphore(MAX_QUEUED, max_value=MAX_QUEUED)
@@ -114,7 +122,7 @@ class I2pListener(Listener):
             self._places.acquire_nowait()
         except anyio.WouldBlock as error:
             raise UnreachableError("this node takes no more connections at the moment") from error
-        self._put(stream, caller)
+        self._put(stream, caller, heard=_say_nothing)
 
     async def _serve(self, session: StreamSession, waiting: anyio.Event) -> None:
         """Let callers of one session in, until it is lost."""
@@ -130,7 +138,7 @@ class I2pListener(Listener):
             await self._places.acquire()
             try:
                 sam = await self._await_caller(session, waiting)
-            except BaseException:
+            except BaseException:  # cancelled: nobody comes to this place
                 self._places.release()
                 raise
             if sam is not None:
@@ -158,7 +166,7 @@ class I2pListener(Listener):
         except TransportUnavailableError:
             await anyio.aclose_forcefully(sam)
             return None
-        except BaseException:
+        except BaseException:  # cancelled: nobody else knows of the socket
             await anyio.aclose_forcefully(sam)
             raise
         return sam
@@ -171,16 +179,17 @@ class I2pListener(Listener):
         except (TimeoutError, MalformedError, TransportUnavailableError):
             self._places.release()
             await anyio.aclose_forcefully(sam)
-        except BaseException:
+        except BaseException:  # cancelled: nobody else knows of the caller
             self._places.release()
             await anyio.aclose_forcefully(sam)
             raise
         else:
-            self._put(sam.stream(), caller.locator)
+            self._heard()
+            self._put(sam.stream(), caller.locator, heard=self._heard)
 
-    def _put(self, stream: ByteStream, caller: NodeLocator) -> None:
+    def _put(self, stream: ByteStream, caller: NodeLocator, *, heard: Callable[[], None]) -> None:
         connection = AcceptedConnection(
-            stream, locator=self._locator, properties=self._properties, caller=caller
+            stream, locator=self._locator, properties=self._properties, heard=heard, caller=caller
         )
         self._ready.append(connection)
         self._announce()
@@ -188,3 +197,7 @@ class I2pListener(Listener):
     def _announce(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
+
+
+def _say_nothing() -> None:
+    """For what comes from within this process: it tells nothing about the network."""

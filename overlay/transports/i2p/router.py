@@ -25,9 +25,9 @@ from anyio.abc import Process
 
 from overlay.connection import TransportStatus
 from overlay.errors import TransportUnavailableError
-from overlay.transports.i2p.keys import write_private
 from overlay.transports.i2p.sam import open_sam
 from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, LaunchedRouter
+from overlay.transports.private_files import write_private
 
 MAX_CONFIG_BYTES = 65_536
 """Bytes of extra configuration; i2pd's own example, with all its comments, has about 12,000."""
@@ -369,7 +369,7 @@ async def _spawn(command: list[str], log: Path) -> I2pdProcess:
         )
     try:
         return I2pdProcess(keeper, await _read_pid(keeper), log)
-    except BaseException:  # closing its pipe ends i2pd
+    except BaseException:  # failed or cancelled: closing the keeper's pipe ends i2pd, which nobody else would
         with anyio.CancelScope(shield=True):
             await I2pdProcess(keeper, 0, log).end()
         raise

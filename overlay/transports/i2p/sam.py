@@ -239,7 +239,7 @@ async def _greet(opened: SamSocket) -> SamSocket:
     try:
         await opened.send(hello())
         opened.version = _granted(await opened.read_reply(), opened.where)
-    except BaseException:
+    except BaseException:  # failed or cancelled: nobody else knows of the socket
         with anyio.CancelScope(shield=True):
             await opened.aclose()
         raise

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import anyio
@@ -194,7 +194,7 @@ async def _opened(address: tuple[str, int], timeouts: I2pTimeouts) -> AsyncItera
     sam = await open_sam(address, timeouts)
     try:
         yield sam
-    except BaseException:
+    except BaseException:  # failed or cancelled: nobody else knows of the socket
         await anyio.aclose_forcefully(sam)
         raise
 
@@ -220,30 +220,29 @@ class StreamSession:
     Attributes:
         destination: where its streams come from, and where callers reach it.
         lost: set when the session has ended; its streams end with it.
-        why: it ended, when it has.
     """
 
     def __init__(self, made: _Made, destination: Destination, maker: SessionMaker) -> None:
         self.destination = destination
         self.lost = anyio.Event()
-        self.why = _ENDED
+        self._why = _ENDED
         self._made = made
         self._address = maker.address
         self._timeouts = maker.timeouts
 
-    async def watch(self) -> None:
-        """Wait until the session ends; whoever made it does this all the time."""
+    async def watch(self) -> str:
+        """Wait until the session ends, and tell why it did; whoever made it does this all the time."""
         try:
             # Nothing comes on this socket but a complaint, after which the router closes it.
-            await self._made.sam.read_line()
-        except TransportUnavailableError:
-            return
+            with suppress(TransportUnavailableError):
+                await self._made.sam.read_line()
         finally:
             self.lost.set()
+        return self._why
 
     async def give_up(self, why: str = _ENDED) -> None:
         """End it, because the router no longer knows it, or for another reason; `watch` returns."""
-        self.why = why
+        self._why = why
         await self._made.sam.aclose()
 
     async def connect(self, locator: NodeLocator) -> ByteStream:

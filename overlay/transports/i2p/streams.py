@@ -15,7 +15,30 @@ Verdict = Callable[[bool], None]
 """Told once of each dialled stream whether one byte came on it."""
 
 
-class AcceptedConnection(StreamConnection):
+class HeardConnection(StreamConnection):
+    """A connection that tells whenever something comes on it.
+
+    Args:
+        stream: from the router.
+        locator: what was dialled.
+        properties: of the transport.
+        heard: called each time.
+    """
+
+    def __init__(
+        self, stream: ByteStream, *, locator: NodeLocator, properties: Properties, heard: Callable[[], None]
+    ) -> None:
+        super().__init__(stream, locator=locator, properties=properties)
+        self._heard = heard
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Receive 1 to `max_bytes` bytes."""
+        data = await super().receive(max_bytes)
+        self._heard()
+        return data
+
+
+class AcceptedConnection(HeardConnection):
     """A connection that somebody made to this node.
 
     Attributes:
@@ -23,19 +46,26 @@ class AcceptedConnection(StreamConnection):
     """
 
     def __init__(
-        self, stream: ByteStream, *, locator: NodeLocator, properties: Properties, caller: NodeLocator
+        self,
+        stream: ByteStream,
+        *,
+        locator: NodeLocator,
+        properties: Properties,
+        heard: Callable[[], None],
+        caller: NodeLocator,
     ) -> None:
-        super().__init__(stream, locator=locator, properties=properties)
+        super().__init__(stream, locator=locator, properties=properties, heard=heard)
         self.caller = caller
 
 
-class DialledConnection(StreamConnection):
+class DialledConnection(HeardConnection):
     """A connection that this node made, which is watched for the first byte of an answer.
 
     Args:
         stream: from the router.
         locator: what was dialled.
         properties: of the transport.
+        heard: called each time that something comes.
         verdict: told, once, whether an answer came; not told of a stream that is closed here so soon that
             none was to be expected.
         release: called when the connection is closed.
@@ -48,11 +78,12 @@ class DialledConnection(StreamConnection):
         *,
         locator: NodeLocator,
         properties: Properties,
+        heard: Callable[[], None],
         verdict: Verdict,
         release: Callable[[], None],
         patience: float,
     ) -> None:
-        super().__init__(stream, locator=locator, properties=properties)
+        super().__init__(stream, locator=locator, properties=properties, heard=heard)
         self._verdict: Verdict | None = verdict
         self._release = release
         self._expected = anyio.current_time() + patience
@@ -96,7 +127,7 @@ async def connect_to_self() -> tuple[ByteStream, ByteStream]:
     try:
         with anyio.CancelScope(shield=True):  # takes a turn of the event loop for each, and must not lose it
             first, second = [await SocketStream.from_socket(end) for end in ends]
-    except BaseException:
+    except BaseException:  # no descriptor left; nobody else knows of these
         for end in ends:
             end.close()
         raise

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
 
 from overlay.connection import Connection, Listener, Properties, StreamConnection, Transport, TransportStatus
 from overlay.errors import OverlayError, TransportUnavailableError, UnreachableError
@@ -19,6 +18,7 @@ from overlay.identity import Entropy
 from overlay.locators import NodeLocator
 from overlay.transports.i2p.destination import PrivateDestination
 from overlay.transports.i2p.dial import ANSWER_ROUND_TRIPS, Dial, Online, pauses
+from overlay.transports.i2p.hearing import Hearing, Rebuilds
 from overlay.transports.i2p.isolation import IsolationPool
 from overlay.transports.i2p.keys import load_key
 from overlay.transports.i2p.listener import I2pListener
@@ -28,6 +28,7 @@ from overlay.transports.i2p.session import SamRefusal, SessionMaker, StreamSessi
 from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, LaunchedRouter, TunnelOptions
 from overlay.transports.i2p.silence import Silence
 from overlay.transports.i2p.streams import connect_to_self
+from overlay.transports.supervision import Lost, Supervisor
 
 I2P_PROPERTIES = Properties(
     hides_sender=True,
@@ -44,15 +45,10 @@ I2P_PROPERTIES = Properties(
 )
 """What connections between I2P destinations give; the receiver is authenticated by its signed lease set."""
 
-FIRST_BACKOFF = 0.5
-"""Seconds before the router is tried again the first time; each further attempt doubles them."""
-
-MAX_BACKOFF = 30.0
-"""Seconds between attempts at most: a user who repairs something does not wait longer."""
-
 GREETING_INTERVAL = 30.0
 """Seconds between greetings that show whether the router still answers: one that hangs is noticed
-before a dial through it has failed, and two short lines cost nothing."""
+before a dial through it has failed, and two short lines cost nothing. Whether the node is deaf is asked then
+too."""
 
 FIRST_TUNNELS = 900.0
 """Seconds that an i2pd of our own has for its first tunnels, where `create` is not longer. A new one first
@@ -60,6 +56,9 @@ has to learn of other routers, which takes minutes; given up on, it would be end
 
 _BUILDING = "building tunnels, which takes 20 s and more"
 _BUILDING_FIRST = "building tunnels, which may take some minutes when the router is new"
+
+_MUTE = "the I2P router does not answer any more"
+_DEAF = "the I2P router has brought nothing from anybody for two minutes or longer"
 
 _ROUTER_PROGRESS = 40  # percent of a start: the router is there, its tunnels are not
 
@@ -73,7 +72,8 @@ class I2pTransport(Transport):
 
     A connection that was dialled may be one with nobody: I2P says that a stream is open before it has reached
     the peer. Whoever dials exchanges something first. After streams without an answer the transport dials
-    that peer through another session, since an old lease set may be in the way.
+    that peer through another session, since an old lease set may be in the way. When several peers have been
+    dialled in vain for two minutes, and nothing was heard from anybody, all sessions are made anew.
 
     Args:
         router: launched by the transport, or attached to.
@@ -106,8 +106,9 @@ class I2pTransport(Transport):
         self._online: Online | None = None
         self._online_changed = anyio.Event()
         self._listener: I2pListener | None = None
-        self._error = ""
-        self._group: TaskGroup
+        self._rebuilds = Rebuilds()
+        again = "starting it" if isinstance(router, LaunchedRouter) else "attaching to it"
+        self._supervisor = Supervisor(self._go_online, self._report, again=again)
 
     @property
     def name(self) -> str:
@@ -129,8 +130,8 @@ class I2pTransport(Transport):
             facts |= {"router": f"{host}:{port}", "sam": self._found.version}
         if self._key is not None:
             facts["destination"] = self._key.public.locator.host
-        if self._error:
-            facts["error"] = self._error
+        if self._supervisor.why:
+            facts["error"] = self._supervisor.why
         return facts
 
     def carries(self, locator: NodeLocator) -> bool:
@@ -145,20 +146,7 @@ class I2pTransport(Transport):
             MalformedError: the key file is damaged.
         """
         self._report(TransportStatus("starting", "looking for the I2P router"))
-        self._group = anyio.create_task_group()
-        await self._group.__aenter__()
-        try:
-            failure = await self._group.start(self._supervise)
-        except BaseException:
-            try:
-                await self._stop()
-            finally:
-                self._report(TransportStatus("stopped"))
-            raise
-        if failure is not None:
-            await self._stop()
-            self._report(TransportStatus("failed", str(failure)))
-            raise failure
+        await self._supervisor.start()
         return self
 
     async def __aexit__(
@@ -172,16 +160,8 @@ class I2pTransport(Transport):
             if self._listener is not None:
                 await self._listener.aclose()
         finally:
-            try:
-                await self._stop()
-            finally:
-                self._report(TransportStatus("stopped"))
+            await self._supervisor.stop()
         return None
-
-    async def _stop(self) -> None:
-        self._group.cancel_scope.cancel()
-        # The block's own exception is not the group's business, which would wrap it.
-        await self._group.__aexit__(None, None, None)
 
     async def connect(self, locator: NodeLocator, *, isolation: bytes = b"") -> Connection:
         """Dial a destination, again and again until `dial_timeout`. See `Transport.connect`.
@@ -244,14 +224,16 @@ class I2pTransport(Transport):
             raise TransportUnavailableError("this node listens on I2P already")
         if self._key is None or self._online is None:
             raise TransportUnavailableError("I2P is not ready: wait until the transport is")
-        listener = I2pListener(self._key.public.locator, self._properties, self._forget_listener)
+        listener = I2pListener(
+            self._key.public.locator, self._properties, self._note_caller, self._forget_listener
+        )
         self._listener = listener
         waiting = anyio.Event()
-        self._group.start_soon(listener.run, self._next_session, waiting)
+        self._supervisor.tasks.start_soon(listener.run, self._next_session, waiting)
         try:
             with anyio.fail_after(self._timeouts.reply):
                 await waiting.wait()
-        except BaseException as error:
+        except BaseException as error:  # failed or cancelled: nobody else can close it
             with anyio.CancelScope(shield=True):
                 await listener.aclose()
             if isinstance(error, TimeoutError):
@@ -260,6 +242,10 @@ class I2pTransport(Transport):
                 ) from error
             raise
         return listener
+
+    def _note_caller(self) -> None:
+        if self._online is not None:
+            self._online.hearing.heard()
 
     def _forget_listener(self) -> None:
         self._listener = None
@@ -282,35 +268,8 @@ class I2pTransport(Transport):
             self._online_changed.set()
             self._online_changed = anyio.Event()
 
-    async def _supervise(self, *, task_status: TaskStatus[OverlayError | None]) -> None:
-        """Keep a session alive; the first failure is the caller's, later ones are tried again."""
-        attempt, ready = 0, False
-        while True:
-            try:
-                async with self._go_online() as online:
-                    self._set_online(online)
-                    self._report(TransportStatus("ready", progress=100))
-                    if not ready:
-                        ready = True
-                        task_status.started(None)
-                    attempt = 0
-                    await online.session.watch()
-                    why = online.session.why
-            except OverlayError as error:
-                if not ready:
-                    task_status.started(error)
-                    return
-                why = str(error)
-            finally:
-                self._set_online(None)
-            attempt += 1
-            self._error = why
-            again = "starting it" if isinstance(self._router, LaunchedRouter) else "attaching to it"
-            self._report(TransportStatus("starting", f"{why}, {again} again (attempt {attempt})"))
-            await anyio.sleep(min(FIRST_BACKOFF * 2 ** (attempt - 1), MAX_BACKOFF))
-
     @asynccontextmanager
-    async def _go_online(self) -> AsyncIterator[Online]:
+    async def _go_online(self) -> AsyncIterator[Lost]:
         """Find the router, and make the sessions on it, for the length of a block."""
         async with open_router(self._router, self._timeouts, self._report) as router:
             self._found = router
@@ -318,8 +277,10 @@ class I2pTransport(Transport):
                 if self._key is None:
                     self._key = await load_key(self._key_path, router.address, self._timeouts)
                 async with self._make_sessions(router, self._key) as online:
-                    yield online
+                    self._set_online(online)
+                    yield online.session.watch
             finally:
+                self._set_online(None)
                 self._found = None
 
     @asynccontextmanager
@@ -337,18 +298,24 @@ class I2pTransport(Transport):
             pool.begin()  # at the same time as the node's own
             try:
                 async with maker.own(key) as session:
-                    tasks.start_soon(self._watch_router, router, session)
-                    yield Online(session, pool, Silence())
+                    online = Online(session, pool, Silence(), Hearing())
+                    tasks.start_soon(self._watch_router, router, online)
+                    yield online
             except OverlayError as error:
                 failure = error  # the group would wrap it
             tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
-    async def _watch_router(self, router: RouterHandle, session: StreamSession) -> None:
-        """Give the session up when the router answers no more; its sockets may stay open all the same."""
-        answered = True
-        while answered:
+    async def _watch_router(self, router: RouterHandle, online: Online) -> None:
+        """Give the session up when the router answers or brings nothing; its sockets may stay open then."""
+        why = ""
+        while not why:
             await anyio.sleep(GREETING_INTERVAL)
             answered = await answers(router.address, self._timeouts)
-        await session.give_up("the I2P router does not answer any more")
+            now = anyio.current_time()
+            if not answered:
+                why = _MUTE
+            elif online.hearing.deaf(now) and self._rebuilds.take(now):
+                why = _DEAF
+        await online.session.give_up(why)

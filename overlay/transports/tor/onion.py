@@ -23,8 +23,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from overlay.errors import MalformedError, TransportUnavailableError
 from overlay.identity import Entropy
 from overlay.locators import NodeLocator
+from overlay.transports.private_files import write_private
 from overlay.transports.tor.control import ControlConnection, TorRefusedError
-from overlay.transports.tor.process import write_private
 
 LATE_UPLOADS = 5.0
 """Seconds after the first upload of a descriptor that the others get; they are begun at the same time."""

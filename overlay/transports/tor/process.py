@@ -15,6 +15,7 @@ import anyio
 from anyio.abc import Process
 
 from overlay.errors import TransportUnavailableError
+from overlay.transports.private_files import write_private
 from overlay.transports.tor.control import ControlConnection, open_control
 
 MAX_LOG_TAIL = 16_384
@@ -152,20 +153,3 @@ async def _spawn(command: Sequence[str], log: Path) -> Process:
         return await anyio.open_process(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only this user reads, in a folder that only this user enters; whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.new")
-    scratch.unlink(missing_ok=True)
-    handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,6 @@ from typing import Self
 
 import anyio
 from anyio import CapacityLimiter
-from anyio.abc import TaskGroup, TaskStatus
 
 from overlay.connection import (
     Connection,
@@ -24,6 +24,7 @@ from overlay.connection import (
 from overlay.errors import TransportUnavailableError, UnreachableError
 from overlay.identity import Entropy
 from overlay.locators import NodeLocator
+from overlay.transports.supervision import Lost, Supervisor
 from overlay.transports.tor.dial import MAX_DIALS, Credentials, dial
 from overlay.transports.tor.listener import LoopbackListener
 from overlay.transports.tor.onion import OnionService, load_key
@@ -43,12 +44,6 @@ TOR_PROPERTIES = Properties(
     dial_timeout=TorTimeouts().dial,
 )
 """What connections through onion services give; the receiver is authenticated by its onion key."""
-
-FIRST_BACKOFF = 0.5
-"""Seconds before tor is started again the first time; each further attempt doubles them."""
-
-MAX_BACKOFF = 30.0
-"""Seconds between attempts at most: a user who repairs something does not wait longer."""
 
 FAILURES_BEFORE_NEWNYM = 2
 """Failed dials to one service after which tor is told to use new circuits; one failure is everyday."""
@@ -99,7 +94,8 @@ class TorTransport(Transport):
         self._listener: OnionListener | None = None
         self._failures: dict[NodeLocator, int] = {}
         self._next_newnym = 0.0
-        self._group: TaskGroup
+        again = "starting it" if isinstance(tor, LaunchedTor) else "attaching to it"
+        self._supervisor = Supervisor(self._go_online, self._report, again=again)
 
     @property
     def name(self) -> str:
@@ -138,20 +134,7 @@ class TorTransport(Transport):
             TransportUnavailableError: it cannot be used; the message says why and what to do.
         """
         self._report(TransportStatus("starting", "starting tor"))
-        self._group = anyio.create_task_group()
-        await self._group.__aenter__()
-        try:
-            failure = await self._group.start(self._supervise)
-        except BaseException:
-            try:
-                await self._stop()
-            finally:
-                self._report(TransportStatus("stopped"))
-            raise
-        if failure is not None:
-            await self._stop()
-            self._report(TransportStatus("failed", str(failure)))
-            raise failure
+        await self._supervisor.start()
         return self
 
     async def __aexit__(
@@ -165,16 +148,8 @@ class TorTransport(Transport):
             if self._listener is not None:
                 await self._listener.aclose()
         finally:
-            try:
-                await self._stop()
-            finally:
-                self._report(TransportStatus("stopped"))
+            await self._supervisor.stop()
         return None
-
-    async def _stop(self) -> None:
-        self._group.cancel_scope.cancel()
-        # The block's own exception is not the group's business, which would wrap it.
-        await self._group.__aexit__(None, None, None)
 
     async def connect(self, locator: NodeLocator, *, isolation: bytes = b"") -> Connection:
         """Dial an onion service; waits while tor is being started again. See `Transport.connect`.
@@ -226,7 +201,7 @@ class TorTransport(Transport):
         try:
             service = OnionService(key, ONION_PORT, local.port)
             locator = await service.publish(session.control, timeout=self._timeouts.publish)
-        except BaseException:
+        except BaseException:  # failed or cancelled: nobody else knows of the port
             local.close()
             raise
         self._listener = OnionListener(self, local, service, locator)
@@ -239,39 +214,24 @@ class TorTransport(Transport):
             if self._session is not None:
                 await listener.service.withdraw(self._session.control, listener.locator)
 
-    async def _supervise(self, *, task_status: TaskStatus[TransportUnavailableError | None]) -> None:
-        """Keep tor running; the first failure is the caller's, later ones are tried again."""
-        attempt, ready = 0, False
-        while True:
+    @asynccontextmanager
+    async def _go_online(self) -> AsyncIterator[Lost]:
+        """Have a tor that is ready, publish what was published before, and let dials through."""
+        async with open_session(self._tor, self._timeouts, self._report) as session:
+            if self._listener is not None:
+                self._report(TransportStatus("starting", "publishing the onion service again", 100))
+                await self._listener.service.publish(session.control, timeout=self._timeouts.publish)
+            self._set_session(session)
+
+            async def lost() -> str:
+                await session.control.lost.wait()
+                self._set_session(None)  # before the tor is ended, so that no dial is begun meanwhile
+                return "tor ended" if session.process else "the connection to tor was lost"
+
             try:
-                async with open_session(self._tor, self._timeouts, self._report) as session:
-                    await self._use(session)
-                    if not ready:
-                        ready = True
-                        task_status.started(None)
-                    attempt = 0
-                    await session.control.lost.wait()
-                    self._set_session(None)
-                    why = "tor ended" if session.process else "the connection to tor was lost"
-            except TransportUnavailableError as error:
-                if not ready:
-                    task_status.started(error)
-                    return
-                why = str(error)
+                yield lost
             finally:
                 self._set_session(None)
-            attempt += 1
-            again = "starting it" if isinstance(self._tor, LaunchedTor) else "attaching to it"
-            self._report(TransportStatus("starting", f"{why}, {again} again (attempt {attempt})"))
-            await anyio.sleep(min(FIRST_BACKOFF * 2 ** (attempt - 1), MAX_BACKOFF))
-
-    async def _use(self, session: TorSession) -> None:
-        """Publish what was published before, and let dials through."""
-        if self._listener is not None:
-            self._report(TransportStatus("starting", "publishing the onion service again", 100))
-            await self._listener.service.publish(session.control, timeout=self._timeouts.publish)
-        self._set_session(session)
-        self._report(TransportStatus("ready", progress=100))
 
     def _set_session(self, session: TorSession | None) -> None:
         if session is not self._session:

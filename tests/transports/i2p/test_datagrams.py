@@ -16,6 +16,7 @@ from overlay.errors import (
     VerificationError,
 )
 from overlay.locators import NodeLocator, memory_locator
+from overlay.transports import supervision
 from overlay.transports.i2p import datagrams as module
 from overlay.transports.i2p.datagram_session import MAX_MESSAGE_BYTES
 from overlay.transports.i2p.datagrams import I2pDatagrams
@@ -33,7 +34,7 @@ RECEIVED = "DATAGRAM RECEIVED"
 
 @pytest.fixture(autouse=True)
 def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(supervision, "FIRST_BACKOFF", 0.01)
 
 
 @pytest.fixture

@@ -34,7 +34,10 @@ class Served:
 
     def __init__(self, router: FakeRouter, tasks: TaskGroup) -> None:
         self.closed: list[bool] = []
-        self.listener = I2pListener(OWN, I2P_PROPERTIES, lambda: self.closed.append(True))
+        self.heard: list[bool] = []
+        self.listener = I2pListener(
+            OWN, I2P_PROPERTIES, lambda: self.heard.append(True), lambda: self.closed.append(True)
+        )
         self.waiting = anyio.Event()
         self._maker = SessionMaker(router.address, TunnelOptions(), I2pTimeouts(), os.urandom)
         self._tasks = tasks
@@ -83,7 +86,9 @@ async def test_who_calls_and_what_comes_early(fake_router: FakeRouter, caller: D
             assert accepted.caller == caller.locator
             assert accepted.locator == OWN == served.listener.locators[0]
             assert accepted.properties == I2P_PROPERTIES
+            assert served.heard == [True]
             assert await read_exactly(accepted, 5) == b"early"
+            assert served.heard == [True, True]
             await accepted.send(b"answer")
             assert await far.receive_exactly(6) == b"answer"
         await far.ended()

@@ -231,7 +231,7 @@ async def test_session_that_is_given_up_is_lost(fake_router: FakeRouter, key: Pr
         await session.give_up("for a reason")
         with anyio.fail_after(10):
             await session.lost.wait()
-        assert session.why == "for a reason"
+        assert await session.watch() == "for a reason"
 
 
 async def test_stream_carries_bytes_both_ways(fake_router: FakeRouter, key: PrivateDestination) -> None:

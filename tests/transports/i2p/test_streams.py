@@ -17,13 +17,15 @@ def told() -> list[str]:
 
 
 async def dialled(
-    told: list[str], *, patience: float = 0.0
+    told: list[str], *, patience: float = 0.0, heard: list[bool] | None = None
 ) -> tuple[DialledConnection, anyio.abc.ByteStream]:
+    heard = [] if heard is None else heard
     near, far = await connect_to_self()
     connection = DialledConnection(
         near,
         locator=PEER,
         properties=I2P_PROPERTIES,
+        heard=lambda: heard.append(True),
         verdict=lambda answered: told.append("answered" if answered else "silent"),
         release=lambda: told.append("released"),
         patience=patience,
@@ -79,3 +81,17 @@ async def test_cancelled_receive_and_close(told: list[str]) -> None:
         with pytest.raises(anyio.EndOfStream):
             await far.receive()
     assert told == ["released"]
+
+
+async def test_all_that_comes_is_heard_and_the_end_is_not(told: list[str]) -> None:
+    heard: list[bool] = []
+    connection, far = await dialled(told, heard=heard)
+    async with connection:
+        async with far:
+            for count in range(1, 4):
+                await far.send(b"a")
+                await connection.receive()
+                assert len(heard) == count
+        with pytest.raises(anyio.EndOfStream):
+            await connection.receive()
+    assert len(heard) == 3

@@ -18,7 +18,8 @@ from overlay.errors import (
 from overlay.locators import NodeLocator
 from overlay.testing.conformance import CHECKS, Check, check_nobody, check_properties
 from overlay.testing.pair import TransportPair, read_exactly, read_to_end
-from overlay.transports.i2p import dial
+from overlay.transports import supervision
+from overlay.transports.i2p import dial, hearing
 from overlay.transports.i2p import transport as module
 from overlay.transports.i2p.router import RouterHandle
 from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, TunnelOptions
@@ -27,7 +28,7 @@ from overlay.transports.i2p.streams import AcceptedConnection
 from overlay.transports.i2p.transport import I2P_PROPERTIES, I2pTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from overlay.connection import Connection
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tests.transports.i2p.conftest import FakeConnection, FakeRouter
 
 PEER = NodeLocator("garlic32", b"\7" * 32)
+OTHER = NodeLocator("garlic32", b"\1" * 32)
 LOCAL = I2pTimeouts(dial=5.0, create=5.0, reply=5.0, linger=0.0, round_trip=0.01)
 QUICK = I2pTimeouts(dial=0.2, create=5.0, reply=0.2, linger=0.0, round_trip=0.01)
 HELLO, CREATE, CONNECT, ACCEPT = "HELLO VERSION", "SESSION CREATE", "STREAM CONNECT", "STREAM ACCEPT"
@@ -42,7 +44,7 @@ HELLO, CREATE, CONNECT, ACCEPT = "HELLO VERSION", "SESSION CREATE", "STREAM CONN
 
 @pytest.fixture(autouse=True)
 def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(supervision, "FIRST_BACKOFF", 0.01)
 
 
 @pytest.fixture
@@ -520,9 +522,11 @@ async def test_forgotten_session_of_a_token_is_made_again(fake_router: FakeRoute
         assert transport.status.state == "ready"
 
 
-async def silent_dial(router: FakeRouter, transport: I2pTransport, isolation: bytes = b"") -> str:
+async def silent_dial(
+    router: FakeRouter, transport: I2pTransport, isolation: bytes = b"", peer: NodeLocator = PEER
+) -> str:
     """Dial, get no answer, see the router close the stream, and return the session that was used."""
-    async with await transport.connect(PEER, isolation=isolation) as connection:
+    async with await transport.connect(peer, isolation=isolation) as connection:
         far = router.open("connect")[-1]
         await far.aclose()
         assert await read_to_end(connection) == b""
@@ -536,7 +540,7 @@ async def test_silent_peer_is_dialled_from_another_session(fake_router: FakeRout
         assert used == [usual] * SILENT_STREAMS
         other = await silent_dial(fake_router, transport)
         assert other != usual
-        async with await transport.connect(NodeLocator("garlic32", b"\1" * 32)):
+        async with await transport.connect(OTHER):
             assert fake_router.open("connect")[-1].identifier == usual
 
 
@@ -596,6 +600,111 @@ async def test_a_stream_that_is_closed_here_soon_proves_nothing(
             await (await transport.connect(PEER)).aclose()
         async with await transport.connect(PEER):
             assert fake_router.open("connect")[-1].identifier == transients(fake_router)[0]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count a node as deaf as soon as one dial to each of two peers was in vain, and ask all the time."""
+    monkeypatch.setattr(module, "GREETING_INTERVAL", 0.01)
+    monkeypatch.setattr(hearing, "DEAF_SECONDS", 0.0)
+
+
+async def refused_dial(router: FakeRouter, transport: I2pTransport, *, peer: NodeLocator) -> None:
+    """Dial, be told that the peer cannot be reached, and dial again with success."""
+    router.script(CONNECT, router.reply("STREAM STATUS RESULT=CANT_REACH_PEER", close=True))
+    async with await transport.connect(peer):
+        pass
+
+
+async def greeted(router: FakeRouter) -> None:
+    """Wait until it was certainly asked whether the node is deaf."""
+    before = len([line for line in router.commands if line.startswith(HELLO)])
+    await router.seen(HELLO, before + 3)
+
+
+def own_sessions(router: FakeRouter) -> int:
+    """How often the session with the node's own key was made."""
+    return len([line for line in router.commands if line.startswith(CREATE) and "=TRANSIENT" not in line])
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("in_vain", [silent_dial, refused_dial])
+async def test_node_that_hears_nobody_makes_its_sessions_anew_once(
+    fake_router: FakeRouter,
+    key_path: Path,
+    make_destination: Callable[[int], PrivateDestination],
+    in_vain: Callable[..., Awaitable[object]],
+) -> None:
+    async with transport_on(fake_router, key_path) as transport, await transport.listen() as listener:
+        details: list[str] = []
+        transport.observe(lambda status: details.append(status.detail))
+        before, back = own_sessions(fake_router), status_event(transport, "ready")
+        await in_vain(fake_router, transport, peer=PEER)
+        await greeted(fake_router)
+        assert not details
+        await in_vain(fake_router, transport, peer=OTHER)
+        with anyio.fail_after(10):
+            await back.wait()
+        assert details[0].startswith("the I2P router has brought nothing from anybody for two minutes")
+        assert transport.facts["error"].startswith("the I2P router has brought nothing")
+        assert own_sessions(fake_router) > before
+        details.clear()
+        for peer in (PEER, OTHER):
+            await in_vain(fake_router, transport, peer=peer)
+        await greeted(fake_router)
+        assert not details
+        await fake_router.call(own_session(fake_router), make_destination(3).public, b"hello")
+        async with await listener.accept() as accepted:
+            assert await read_exactly(accepted, 5) == b"hello"
+    await all_closed(fake_router)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("heard", ["a caller", "what a caller sends", "what a peer sends"])
+async def test_node_that_hears_anybody_keeps_its_sessions(
+    fake_router: FakeRouter,
+    key_path: Path,
+    make_destination: Callable[[int], PrivateDestination],
+    heard: str,
+) -> None:
+    caller = make_destination(3).public
+    async with transport_on(fake_router, key_path) as transport, await transport.listen() as listener:
+        before = own_sessions(fake_router)
+        calling = await fake_router.call(own_session(fake_router), caller)
+        connection, far = await dialled(fake_router, transport)
+        async with connection, await listener.accept() as accepted:
+            await far.send(b"!")
+            assert await connection.receive() == b"!"
+            await silent_dial(fake_router, transport)
+            match heard:
+                case "a caller":
+                    await fake_router.call(own_session(fake_router), caller)
+                    await (await listener.accept()).aclose()
+                case "what a caller sends":
+                    await calling.send(b"!")
+                    assert await accepted.receive() == b"!"
+                case "what a peer sends":
+                    await far.send(b"!")
+                    assert await connection.receive() == b"!"
+            await silent_dial(fake_router, transport, peer=OTHER)
+            await greeted(fake_router)
+            assert transport.status.state == "ready"
+            assert own_sessions(fake_router) == before
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_a_node_says_to_itself_is_not_heard(fake_router: FakeRouter, key_path: Path) -> None:
+    async with transport_on(fake_router, key_path) as transport, await transport.listen() as listener:
+        back = status_event(transport, "ready")
+        await silent_dial(fake_router, transport)
+        near = await transport.connect(listener.locators[0])
+        async with near, await listener.accept() as far:
+            for sender, receiver in ((near, far), (far, near)):
+                await sender.send(b"!")
+                assert await receiver.receive() == b"!"
+            await silent_dial(fake_router, transport, peer=OTHER)
+            with anyio.fail_after(10):
+                await back.wait()
 
 
 async def test_own_destination_is_reached_without_the_router(fake_router: FakeRouter, key_path: Path) -> None:
