@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(given, output)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last resort: no user is shown a traceback unasked
+    except Exception as error:  # noqa: BLE001 - the last resort: a bug, too, is one sentence and code 1
         if "--verbose" in options:
             traceback.print_exc()
         return _tell(output, _first(error))
