@@ -364,7 +364,7 @@ class Channel:
 async def _closed_on_failure(connection: Connection) -> AsyncIterator[None]:
     try:
         yield
-    except BaseException:
+    except BaseException:  # failed or cancelled: no channel came of it that would close the connection
         await anyio.aclose_forcefully(connection)
         raise
 

@@ -147,7 +147,7 @@ def _connect(path: Path) -> socket.socket:
     try:
         with socket_address(path) as address:
             connection.connect(address)
-    except BaseException as error:
+    except BaseException as error:  # failed or interrupted: nobody else knows of the socket
         connection.close()
         if isinstance(error, OSError):
             raise _connect_error(path, error) from error

@@ -41,7 +41,7 @@ class UnixListener:
                 self._socket.bind(address)
             path.chmod(_SOCKET_MODE)  # before `listen`, so that nobody slips in
             self._socket.listen(BACKLOG)
-        except BaseException:
+        except BaseException:  # no listener came of it that could be closed
             self._socket.close()
             raise
 

@@ -170,6 +170,6 @@ def _open_pair(path: Path, schemas: Sequence[Schema]) -> tuple[apsw.Connection, 
         try:
             _migrate(writer, schemas)
             return open_file(path), writer
-        except BaseException:
+        except BaseException:  # failed or interrupted: nobody else knows of this connection
             writer.close()
             raise

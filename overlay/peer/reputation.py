@@ -162,7 +162,7 @@ class ReputationManager:
         standings = [(identifier, self._standings.get(identifier)) for identifier in changed]
         try:
             await self._database.write(partial(_save, standings=standings))
-        except BaseException:
+        except BaseException:  # failed or cancelled: it may not be on disk, so the next flush writes it
             self._changed |= changed
             raise
 
