@@ -5,7 +5,8 @@ nowhere else: nothing can leave the namespace, so no router of the public networ
 what clients use; their SAM ports are seen on 127.0.0.1 outside.
 
 i2pd takes 20 s of its clock to make a session. That clock runs thirty times faster while the network starts,
-and while a session is being made; at other times it is the true one. Linux only. It protects nobody.
+and fifteen times while a session is being made; at other times it is the true one. Linux only. It protects
+nobody.
 """
 
 from __future__ import annotations
@@ -123,8 +124,8 @@ class PrivateI2pNetwork:
     async def start_router(self, index: int) -> None:
         """Start a killed router again, with the same files and SAM address, and wait until that answers.
 
-        One that ended by itself is started too; nothing is done when it runs. Cancelled, it may have been
-        started or not.
+        One that ends by itself is started again without being asked for. Cancelled, it may have been started
+        or not.
 
         Args:
             index: which of `sam_addresses` it serves.

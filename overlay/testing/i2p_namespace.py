@@ -34,7 +34,11 @@ LOOPBACK = IPv4Interface("198.18.0.1/15")
 """What the namespace's loopback interface carries beside 127.0.0.1; see `i2p_routers`."""
 
 START_PACE = 30.0
-"""Seconds of the routers' clock to a true one while the network starts, and while a session is being made."""
+"""Seconds of the routers' clock to a true one while the network starts."""
+
+SESSION_PACE = 15.0
+"""The same while a session is being made: slower, since streams of other sessions run then, and the 10 s for
+which a router keeps a caller whom nobody accepts yet are shortened too."""
 
 APART = 0.15
 """True seconds between the starts of two routers: those that dial each other mutually lose connections."""
@@ -130,6 +134,8 @@ class Keeper:
         except TransportUnavailableError:  # i2pd 2.45 crashes now and then
             await self._start_routers()
         self._haste.set_pace(1.0)
+        for router in self._routers:
+            tasks.start_soon(router.keep_running)
         for index in range(len(self._doors)):
             await self._open_door(index, tasks)
         _say(Event(directory=str(self._directory), addresses=tuple(door.address for door in self._doors)))
@@ -172,9 +178,9 @@ class Keeper:
         match command.do:
             case "kill":
                 await self._kill(command.router)
-            case "start" if self._clients[command.router].ended:
+            case "start":
                 try:
-                    await self._restart(command.router, tasks)
+                    await self._revive(command.router, tasks)
                 except TransportUnavailableError as error:
                     return Event(failed=str(error))
             case "pace":
@@ -185,16 +191,18 @@ class Keeper:
         await self._doors[index].shut()
         await self._clients[index].kill()
 
-    async def _restart(self, index: int, tasks: TaskGroup) -> None:
-        await self._kill(index)
+    async def _revive(self, index: int, tasks: TaskGroup) -> None:
         router = self._clients[index]
+        killed = router.killed
         await router.start()
         try:
             await router.wait_for_sam()
         except TransportUnavailableError:
-            await router.kill()
+            await self._kill(index)
             raise
-        await self._open_door(index, tasks)
+        if killed:
+            tasks.start_soon(router.keep_running)
+            await self._open_door(index, tasks)
 
 
 def _say(event: Event) -> None:
@@ -211,7 +219,7 @@ async def _keep(network: Network, directory: Path, doors: Sequence[Door]) -> Non
             Router(Place(number, directory / f"router{number}", number < FLOODFILLS), executable, environment)
             for number in range(network.routers)
         ]
-        haste = Haste(clock, START_PACE if network.hasten else None, HASTE_AFTERWARDS)
+        haste = Haste(clock, SESSION_PACE if network.hasten else None, HASTE_AFTERWARDS)
         await Keeper(directory, routers, doors, haste).run()
 
 
@@ -223,11 +231,12 @@ def _prepared(directory: Path) -> Path:
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for old in directory.glob("router[0-9]*"):
-            if not (old / "addressbook").is_dir():
-                raise TransportUnavailableError(
-                    f"{old} is of no private I2P network: choose another directory"
-                )
+        earlier = list(directory.glob("router[0-9]*"))
+        if foreign := [old for old in earlier if not Place.is_one(old)]:
+            raise TransportUnavailableError(
+                f"{foreign[0]} is of no private I2P network: choose another directory"
+            )
+        for old in earlier:
             shutil.rmtree(old)
     except OSError as error:
         raise TransportUnavailableError(f"{directory} cannot be used: {error.strerror}") from error

@@ -44,6 +44,7 @@ _SIGNING_KEY_END = 384
 _ADDRESS_BOOK = ("hosts.txt", "subscriptions.txt")
 _LOG_HEAD = re.compile(r"^[\d:@]+/\x1b\[[\d;]+m\w+\x1b\[0m - ")
 _EMPTY_ZIP = b"PK\5\6" + bytes(18)
+_EMPTY_ZIP_NAME = "empty.zip"
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,12 @@ class Place:
         """Its SAM port on 127.0.0.1 of the namespace; the UDP port is one less."""
         return 7656 + 2 * self.number
 
+    @staticmethod
+    def is_one(directory: Path) -> bool:
+        """Whether a directory was prepared for such a router; no other router has the file that tells."""
+        file = directory / _EMPTY_ZIP_NAME
+        return file.is_file() and file.read_bytes() == _EMPTY_ZIP
+
     def configuration(self) -> str:
         """The lines of its `i2pd.conf`; i2pd wants those without a dot first."""
         folder = self.directory
@@ -135,7 +142,7 @@ class Place:
             "reseed.threshold = 0",
             "reseed.urls =",
             "reseed.yggurls =",
-            f"reseed.zipfile = {folder / 'empty.zip'}",
+            f"reseed.zipfile = {folder / _EMPTY_ZIP_NAME}",
             "nettime.enabled = false",
             "nettime.frompeers = false",
             "persist.profiles = false",
@@ -162,7 +169,7 @@ class Place:
         book.mkdir(mode=0o700, parents=True)
         for name in _ADDRESS_BOOK:
             (self.directory / name).write_text("# none\n", encoding="ascii")
-        (self.directory / "empty.zip").write_bytes(_EMPTY_ZIP)
+        (self.directory / _EMPTY_ZIP_NAME).write_bytes(_EMPTY_ZIP)
         (self.directory / "i2pd.conf").write_text(self.configuration(), encoding="utf-8")
 
     def write_infos(self, own: RouterInfo, known: Iterable[RouterInfo]) -> None:
@@ -193,26 +200,50 @@ class Router:
         ]
         self._environment = {**os.environ, **environment}
         self._process: Process | None = None
+        self._lock = anyio.Lock()
 
     @property
     def ended(self) -> bool:
         """Whether it does not run."""
         return self._process is None or self._process.returncode is not None
 
+    @property
+    def killed(self) -> bool:
+        """Whether it was killed, or never started."""
+        return self._process is None
+
     async def start(self) -> None:
-        """Start its process; it is not ready yet."""
+        """Start its process, unless it runs; it is not ready yet."""
+        async with self._lock:
+            if self.ended:
+                await self._spawn()
+
+    async def kill(self) -> None:
+        """End its process by SIGKILL, and reap it; does nothing more when it is gone."""
+        async with self._lock:
+            process, self._process = self._process, None
+            if process is not None:
+                if process.returncode is None:
+                    process.send_signal(signal.SIGKILL)
+                await process.aclose()
+
+    async def keep_running(self) -> None:
+        """Start its process again whenever it ended by itself, until it is killed.
+
+        As a service manager does on other machines: i2pd 2.45 crashes now and then, mostly when a client with
+        open streams ends all at once.
+        """
+        while (process := self._process) is not None:
+            await process.wait()
+            async with self._lock:
+                if self._process is process:
+                    await self._spawn()
+
+    async def _spawn(self) -> None:
         with (self.place.directory / "i2pd.log").open("ab") as log:
             self._process = await anyio.open_process(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment
             )
-
-    async def kill(self) -> None:
-        """End its process by SIGKILL, and reap it; does nothing more when it is gone."""
-        process, self._process = self._process, None
-        if process is not None:
-            if process.returncode is None:
-                process.send_signal(signal.SIGKILL)
-            await process.aclose()
 
     async def wait_for_info(self) -> RouterInfo:
         """Wait until it has made its keys and says where it is.

@@ -111,9 +111,11 @@ async def test_a_router_that_ended_by_itself_is_started_again(i2p_network: Priva
     with anyio.fail_after(10):
         while victim in routers_of(i2p_network.directory):  # noqa: ASYNC110 - nothing tells
             await anyio.sleep(0.01)
-    while len(routers_of(i2p_network.directory)) < 8:
-        await i2p_network.start_router(3)  # until its keeper, too, has seen that it ended
+        while len(routers_of(i2p_network.directory)) < 8:  # noqa: ASYNC110 - nothing tells
+            await anyio.sleep(0.01)
+    await i2p_network.start_router(3)  # waits until it answers
     assert not is_refused(i2p_network.sam_addresses[3])
+    await i2p_readiness.prove(ports(i2p_network.sam_addresses[2:4]))
 
 
 async def test_numbers_out_of_range_are_refused(i2p_network: PrivateI2pNetwork) -> None:

@@ -79,3 +79,14 @@ def test_the_reason_of_a_failure_is_the_last_line_of_the_log(tmp_path: Path, log
     (tmp_path / "i2pd.log").write_text(log, encoding="utf-8")
     router = Router(Place(0, tmp_path, floodfill=False), os.devnull, {})
     assert router.reason() == reason
+
+
+def test_only_what_was_prepared_is_taken_for_a_router_of_such_a_network(tmp_path: Path) -> None:
+    place = Place(0, tmp_path / "router0", floodfill=False)
+    place.prepare()
+    assert Place.is_one(place.directory)
+    foreign = tmp_path / "router1"
+    (foreign / "addressbook").mkdir(parents=True)  # as in the data directory of any i2pd
+    assert not Place.is_one(foreign)
+    (foreign / "empty.zip").write_bytes(b"not empty")
+    assert not Place.is_one(foreign)
