@@ -20,6 +20,7 @@ from overlay.errors import (
     OverlayError,
     ProtocolViolationError,
     RefusedError,
+    TransportUnavailableError,
     UnreachableError,
     VerificationError,
 )
@@ -44,6 +45,7 @@ class _Failures:
     """Why those who have a session did not give it, as far as it matters to whoever joins."""
 
     refused: RefusedError | None = None
+    unavailable: TransportUnavailableError | None = None
     elsewhere: RefusedError | None = None
 
 
@@ -55,6 +57,7 @@ async def join_session(
     Raises:
         RefusedError: whoever has the session does not accept the invite's secret, or is on other networks
             than this node, or the session is full.
+        TransportUnavailableError: nobody who has it was reached, and what does not work is on this side.
         UnreachableError: nobody who has it was reached.
         VerificationError: as many as may have joined, or what came breaks the session's rules.
         MalformedError: the name is out of its bounds.
@@ -84,6 +87,8 @@ async def _fetch_history(node: Node, sync: Sync, session: Session, invite: Invit
             return
     if failures.refused is not None:
         raise RefusedError("the invite is not valid for this session any more") from failures.refused
+    if failures.unavailable is not None:
+        raise failures.unavailable
     if failures.elsewhere is not None:
         raise RefusedError(
             "who is known to have this session is on a network that this node does not use: start it with a"
@@ -105,6 +110,9 @@ async def _fetch_from(
             failures.refused = failures.refused or error
         else:
             failures.elsewhere = error
+    except TransportUnavailableError as error:
+        failures.unavailable = failures.unavailable or error
+        node.check_online()  # others would fail as slowly where the trouble is here
     except _GAVE_NOTHING as error:
         logger.debug("a node that should have a session gave nothing: %s", error.code)
     return False

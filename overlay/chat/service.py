@@ -154,6 +154,8 @@ class Chat:
             MalformedError: not an invite, or not a name.
             VerificationError: the invite was forged.
             RefusedError: this node takes part already, or the invite's secret is wrong.
+            TransportUnavailableError: no node that has the session was reached, and what does not work is on
+                this side.
             UnreachableError: no node that has the session was reached.
         """
         check_line("name", name, limit=MAX_NAME_BYTES)  # before anybody is asked

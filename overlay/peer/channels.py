@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -32,7 +33,7 @@ from overlay.errors import (
 from overlay.identity import Entropy, NodeIdentifier, NodeSecret
 from overlay.locators import NodeLocator
 from overlay.peer.accept import Accept
-from overlay.peer.dialling import Dialler
+from overlay.peer.dialling import Dialler, InconclusiveError
 from overlay.peer.locator_manager import LocatorManager
 from overlay.peer.reputation import ReputationManager
 from overlay.peer.routes import RouteBook
@@ -61,6 +62,12 @@ network has died and this side does not know yet."""
 MAX_SERVED = 4 * MAX_REMOTE_EXCHANGES
 """Requests of one channel that are worked on at once. Who resets an exchange may open the next one before
 the work is given up; one that does nothing else is cut off, or the work would pile up without end."""
+
+REOPEN_PAUSE = 2.0
+"""Seconds from a channel's death until it is asked whether its transport works: that may notice later."""
+
+MAX_REOPENED = 8
+"""Dials at once that replace such channels: a network takes them all with it."""
 
 LISTEN_PAUSE = 5.0
 """Seconds before a listener that had no descriptor left is tried again."""
@@ -137,6 +144,7 @@ class ChannelPool:
         limits: ChannelLimits,
     ) -> None:
         self._secret = secret
+        self._layer = layer
         self._locators = locators
         self._reputation = reputation
         self._accept = accept
@@ -152,6 +160,7 @@ class ChannelPool:
         self._handshakes: dict[int, anyio.CancelScope] = {}
         self._incoming: _Served = {}
         self._dialled: _Served = {}
+        self._reopening = anyio.CapacityLimiter(MAX_REOPENED)
         self._group: TaskGroup | None = None
         self.contacts: list[Contact] = []
         self.departures: list[Callable[[NodeIdentifier], None]] = []
@@ -219,11 +228,13 @@ class ChannelPool:
         return await dial.result()
 
     def _warm(self, node: NodeIdentifier, lane: Lane) -> _Link | None:
-        """The first that was opened, unless it is quiet and another is not: its network may be gone."""
+        """The newest that is not quiet: who connects again has reason to, and older ones may be dead unnoticed."""
         links = self._links.get((node, lane), [])
         for link in [link for link in links if link.channel.closed]:
             self._let_go(link, node, lane)
-        return next((link for link in links if not link.channel.quiet), links[0] if links else None)
+        return next(
+            (link for link in reversed(links) if not link.channel.quiet), links[-1] if links else None
+        )
 
     def _let_go(self, link: _Link, node: NodeIdentifier, lane: Lane) -> None:
         """Forget a channel that ended, and learn from how it did, before anybody dials again."""
@@ -254,7 +265,7 @@ class ChannelPool:
         finally:
             del self._dials[node, lane]
             dial.done.set()
-        if isinstance(dial.error, UnreachableError):
+        if isinstance(dial.error, UnreachableError) and not isinstance(dial.error, InconclusiveError):
             self._reputation.note(node, "unreachable", self._clock())
 
     # --- taking
@@ -349,6 +360,23 @@ class ChannelPool:
         if lane is Lane.INTERACTIVE and not self.connected(node):
             for departure in self.departures:
                 departure(node)
+            if link.channel.lost and self._group is not None:
+                self._group.start_soon(self._reopen, node, link.network)
+
+    async def _reopen(self, node: NodeIdentifier, network: str) -> None:
+        """Reach a node over another network when this side's transport is gone: it may not know for long."""
+        await anyio.sleep(REOPEN_PAUSE)
+        async with self._reopening:
+            if self._moves(node, network):
+                with suppress(OverlayError):  # whoever needs the node dials it again, and is told
+                    await self.channel(node, Lane.INTERACTIVE)
+
+    def _moves(self, node: NodeIdentifier, network: str) -> bool:
+        """Tell whether a network does not work here, and another that does leads to `node`."""
+        works = {each.name for each in self._layer.transports if each.status.state == "ready"}
+        record = self._locators.known(node)
+        carriers = [self._layer.carrier(locator) for locator in record.locators] if record else []
+        return network not in works and any(each is not None and each.name in works for each in carriers)
 
     async def _serve_exchanges(
         self, channel: Channel, node: NodeIdentifier | None, lane: Lane, group: TaskGroup

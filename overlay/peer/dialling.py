@@ -57,6 +57,13 @@ _WORTH_AN_ATTEMPT = (UnreachableError, VerificationError, ProtocolViolationError
 _TOO_LATE = "the other node did not answer in time; it may be offline"
 
 
+class InconclusiveError(UnreachableError):
+    """A node was not reached in time, and nothing shows that it was ever asked: no word against it.
+
+    A dial that hangs does not tell where. A transport may be ready before its first dial can go out.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Dialled:
     """A channel that was opened from here.
@@ -74,22 +81,32 @@ class Dialled:
 
 @dataclass(slots=True)
 class _Trouble:
-    """What went wrong in one attempt; what is wrong on this side comes first: it can be mended here."""
+    """What went wrong in one attempt; what is wrong on this side comes first: it can be mended here.
+
+    Next comes what is in doubt: the other networks do not prove that the node is away.
+    """
 
     unavailable: TransportUnavailableError | None = None
+    doubt: InconclusiveError | None = None
     failure: OverlayError | None = None
     again: bool = False
 
     def note(self, error: OverlayError) -> None:
         if isinstance(error, TransportUnavailableError):
             self.unavailable = error
+        elif isinstance(error, InconclusiveError):
+            self.doubt = error
         else:
             self.failure = error
-            self.again = self.again or isinstance(error, _WORTH_AN_ATTEMPT)
+        self.again = self.again or isinstance(error, _WORTH_AN_ATTEMPT)
+
+    def clear(self) -> None:
+        self.unavailable, self.doubt, self.failure, self.again = None, None, None, False
 
     @property
     def error(self) -> OverlayError:
-        return self.unavailable or self.failure or UnreachableError(_TOO_LATE)
+        unknown = "where the other node is reached was not found out in time; try again later"
+        return self.unavailable or self.doubt or self.failure or InconclusiveError(unknown)
 
 
 @dataclass(eq=False, slots=True)
@@ -148,6 +165,7 @@ class Dialler:
         Raises:
             NotFoundError: nobody knows where the node is reached.
             UnreachableError: it did not answer at any of its locators.
+            InconclusiveError: likewise, and nothing shows that it was asked.
             RefusedError: reaching it would show where this node is, or none of its networks is here.
             VerificationError, ProtocolViolationError: somebody else answers at its locators.
             TransportUnavailableError: this side of a transport does not work, and no other reached it.
@@ -157,7 +175,7 @@ class Dialler:
             with anyio.fail_after(DIAL_DEADLINE):
                 return await self._attempts(node, trouble, anonymous=anonymous)
         except TimeoutError:
-            raise trouble.unavailable or UnreachableError(_TOO_LATE) from None
+            raise trouble.error from None
 
     async def _attempts(self, node: NodeIdentifier, trouble: _Trouble, *, anonymous: bool) -> Dialled:
         record = await self._locators.resolve(node)
@@ -169,7 +187,7 @@ class Dialler:
                     "that node has no address that this node may dial; start this node with a transport"
                     " they share"
                 )
-            trouble.unavailable, trouble.failure, trouble.again = None, None, False
+            trouble.clear()
             dialled = await self._race(record, runs, trouble, anonymous=anonymous)
             if dialled is not None:
                 return dialled
@@ -258,10 +276,13 @@ class Dialler:
                     group.start_soon(compete, run)
                     with anyio.move_on_after(self._book.head_start(run.way)):
                         await run.hurry.wait()
-        except BaseException:  # given up in the moment in which it was won
+        except BaseException:  # cancelled in the moment in which it was won: nobody else knows of the channel
             with anyio.CancelScope(shield=True):
                 for dialled in winners:
                     await dialled.channel.aclose()
+            for run in runs:  # or by the deadline, whose error tells what was in the way
+                if run.began is not None and not run.over:
+                    trouble.note(self._too_late(run))
             raise
         finally:
             self._runs.difference_update(runs)
@@ -285,19 +306,27 @@ class Dialler:
                     )
                 return Dialled(channel, run.way.network, locator)
             except TimeoutError:
-                trouble.note(UnreachableError(_TOO_LATE))
-                if run.transport.status.state == "ready":
-                    silent = True
-                else:
-                    trouble.note(_not_ready(run.transport))
+                failure = self._too_late(run)
+                trouble.again = True  # on another path, or when the transport is back
             except OverlayError as error:
-                trouble.note(error)
-                silent = silent or not isinstance(error, TransportUnavailableError)
-        if silent:  # what is wrong on this side says nothing of the node
+                failure = error
+            trouble.note(failure)
+            silent = silent or not isinstance(failure, TransportUnavailableError)
+        if silent:  # also where it is in doubt whose fault that was: another network is the better choice
             self._book.failed(record.identifier, run.way.network, anyio.current_time())
         run.over = True
         run.hurry.set()
         return None
+
+    def _too_late(self, run: _Run) -> OverlayError:
+        """Why nobody waits any longer for a network, as far as can be told: its transport did not say."""
+        name = run.way.network
+        if run.transport.status.state != "ready":
+            return TransportUnavailableError(f"{name} is not ready: {run.transport.status.detail}")
+        if not self._book.proven(name):
+            nor = f"the other node was not reached in time, nor lately anybody over {name}"
+            return InconclusiveError(f"{nor}: try again in a moment")
+        return UnreachableError(_TOO_LATE)
 
     def _note_winner(self, node: NodeIdentifier, winner: _Run, runs: list[_Run]) -> None:
         now = anyio.current_time()
@@ -310,13 +339,10 @@ class Dialler:
     def _hear(self, transport: Transport, status: TransportStatus) -> None:
         """Nobody waits any longer for a network whose transport has stopped to work."""
         if status.state != "ready":
+            self._book.stopped(transport.name)
             for run in self._runs:
                 if run.transport is transport:
                     run.hurry.set()
-
-
-def _not_ready(transport: Transport) -> TransportUnavailableError:
-    return TransportUnavailableError(f"{transport.name} is not ready: {transport.status.detail}")
 
 
 def _patience(properties: Properties, attempt: int) -> float:

@@ -101,12 +101,14 @@ class RouteBook:
         self._alive = alive
         self._memories: dict[tuple[NodeIdentifier, str], _Memory] = {}
         self._networks: dict[str, _Network] = {}
+        self._proven: set[str] = set()
         self._seconds: dict[tuple[str, bool], float] = {}
 
     def answered(self, node: NodeIdentifier, way: Way, seconds: float, now: float) -> None:
         """Note that a channel to `node` was opened, `seconds` after its network was started."""
         self._note(node, way.network, ANSWERED, now)
         self._networks.pop(way.network, None)
+        self._proven.add(way.network)
         known = self._seconds.get((way.network, way.isolated), seconds)
         self._seconds[way.network, way.isolated] = known + MEASURED_WEIGHT * (seconds - known)
 
@@ -131,6 +133,20 @@ class RouteBook:
         gone.lost_at = now
         if len(gone.lost) < SUSPECT_NODES:
             gone.lost.add(node)
+        if len(gone.lost) == SUSPECT_NODES:
+            self.stopped(network)
+
+    def stopped(self, network: str) -> None:
+        """Note that a network's transport does not work: that it did before proves nothing from now on."""
+        self._proven.discard(network)
+
+    def proven(self, network: str) -> bool:
+        """Tell whether dials over a network are known to get through.
+
+        One has, since its transport began to work and since the network last seemed to be gone. Calls from
+        others prove nothing: they may come in another way than dials go out.
+        """
+        return network in self._proven
 
     def rank(self, node: NodeIdentifier, ways: Sequence[Way], now: float) -> list[Way]:
         """Put the ways to `node` in order, the best first.

@@ -12,10 +12,17 @@ from overlay.chat.invite import Invite
 from overlay.chat.service import Chat
 from overlay.chat.store import CHAT_SCHEMA, ChatStore, SessionRow
 from overlay.chat.views import Entry, SessionInfo
-from overlay.connection import Transport
+from overlay.connection import Connection, Transport, TransportStatus
 from overlay.database import Database
-from overlay.errors import MalformedError, NotFoundError, RefusedError, UnreachableError
+from overlay.errors import (
+    MalformedError,
+    NotFoundError,
+    RefusedError,
+    TransportUnavailableError,
+    UnreachableError,
+)
 from overlay.identity import NodeIdentifier, SigningSecret
+from overlay.locators import NodeLocator
 from overlay.peer.node import Node, NodeOptions
 from overlay.peer.push import Push
 from overlay.testing.nodes import World, introduce
@@ -268,6 +275,61 @@ async def test_a_session_on_another_network_is_joined_by_an_invite_from_one_who_
         await chats["dual"].join(invite, "Dual")
         joined = await chats["onion"].join(await chats["dual"].invite(info.session), "Onion")
         assert joined.people == 3
+
+
+def break_down(chat: Chat, network: str, patch: pytest.MonkeyPatch) -> None:
+    """Let every dial of a node over a network fail for a reason on its own side."""
+    for transport in chat._node._presence._layer.transports:
+        if transport.name == network:
+
+            async def connect(_: NodeLocator, *, isolation: bytes = b"") -> Connection:  # noqa: ARG001 - a transport's signature
+                raise TransportUnavailableError(f"{network} is not ready: its router hangs")
+
+            patch.setattr(transport, "connect", connect)
+
+
+async def test_who_has_a_session_is_asked_over_the_network_that_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with on_two_networks() as chats:
+        info = await chats["onion"].create("Tea", "Onion")
+        await chats["hub"].join(await chats["onion"].invite(info.session), "Hub")
+        await chats["garlic"].join(await chats["hub"].invite(info.session), "Garlic")
+        invite = await chats["garlic"].invite(info.session)
+        break_down(chats["dual"], "garlic32", monkeypatch)
+        joined = await chats["dual"].join(invite, "Dual")
+        assert joined.people in {3, 4}  # who was asked may not have heard of Garlic yet
+
+
+async def test_what_does_not_work_on_this_side_is_told_to_whoever_cannot_join(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with on_two_networks() as chats:
+        info = await chats["garlic"].create("Tea", "Garlic")
+        invite = await chats["garlic"].invite(info.session)
+        break_down(chats["dual"], "garlic32", monkeypatch)
+        with pytest.raises(TransportUnavailableError, match="garlic32 is not ready: its router hangs"):
+            await chats["dual"].join(invite, "Dual")
+        assert await chats["dual"].sessions() == []
+
+
+async def test_nobody_else_is_asked_for_a_session_while_no_network_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with on_two_networks() as chats:
+        info = await chats["garlic"].create("Tea", "Garlic")
+        invite = await chats["garlic"].invite(info.session)
+        node = chats["dual"]._node
+        for name in ("garlic32", "onion3"):
+            break_down(chats["dual"], name, monkeypatch)
+        for transport in node._presence._layer.transports:
+            transport._report(TransportStatus("starting", "its router hangs"))
+        asked: list[object] = []
+        monkeypatch.setattr(node, "find_unit", asked.append)
+        with pytest.raises(TransportUnavailableError, match="on no network at the moment"):
+            await chats["dual"].join(invite, "Dual")
+        assert asked == []
+        assert await chats["dual"].sessions() == []
 
 
 async def test_a_wrong_secret_counts_more_than_another_network() -> None:

@@ -248,3 +248,22 @@ async def test_a_node_that_stopped_takes_no_requests() -> None:
             pass
         with pytest.raises(ClosedError):
             await alice.channels.channel(world.secret("bob").identifier, Lane.INTERACTIVE)
+
+
+@VIRTUAL
+async def test_who_called_again_after_a_silent_end_is_answered_over_the_new_connection() -> None:
+    world = quiet_world()
+    async with world.database() as one, world.database() as two, world.node("bob", two) as bob:
+        bob.accept.register("note", nothing)
+        async with world.node("alice", one) as alice:
+            alice.accept.register("note", nothing)
+            await introduce([alice, bob])
+            await bob.push(alice.identifier, "note")
+            world.network.silence()  # as when a machine loses its power: nobody learns of the end
+        assert bob.channels.connected(alice.identifier)
+        world.network.heal()
+        async with world.node("alice", one) as again:
+            again.accept.register("note", nothing)
+            await again.push(bob.identifier, "note")
+            with anyio.fail_after(5):
+                await bob.push(again.identifier, "note")

@@ -16,8 +16,8 @@ from overlay.identity import NodeIdentifier
 from overlay.locators import NodeLocator
 from overlay.peer import dialling, routes
 from overlay.peer.accept import Delivery
-from overlay.peer.channels import Lane
-from overlay.peer.dialling import DIAL_ATTEMPTS
+from overlay.peer.channels import REOPEN_PAUSE, Lane
+from overlay.peer.dialling import DIAL_ATTEMPTS, DIAL_PAUSE, LEAST_PATIENCE, Dialled, InconclusiveError
 from overlay.peer.node import Node, NodeOptions, PeerStatus
 from overlay.peer.routes import LEAST_HEAD_START, MOST_HEAD_START, Way
 from overlay.testing.nodes import World, introduce
@@ -60,6 +60,11 @@ class Two:
     def open(self) -> tuple[int, int]:
         return self.tor.memory.open_connections, self.i2p.memory.open_connections
 
+    @property
+    def score(self) -> float:
+        """What Alice thinks of Bob."""
+        return self.alice.reputation.score(self.bob.identifier, self.alice.clock())
+
     def blamed(self, network: str) -> bool:
         """Whether Alice would rather reach Bob over a network that she knows nothing of."""
         ways = [Way(name, ready=True, seconds=1) for name in (network, "unknown")]
@@ -73,6 +78,17 @@ class Two:
                 await link.channel.aclose()
         await anyio.wait_all_tasks_blocked()
         assert self.open == (0, 0)
+
+    async def prove(self) -> None:
+        """Reach Bob over either network, so that both are known to work."""
+        for network, over in ((self.i2p, "onion3"), (self.tor, "garlic32")):
+            network.take_down(2)
+            await self.push()
+            assert self.over == over
+            await self.forget()
+            network.bring_up(2)
+        self.tor._dials.clear()
+        self.i2p._dials.clear()
 
 
 async def note(_: Delivery) -> None:
@@ -246,25 +262,79 @@ async def test_nobody_waits_for_a_transport_that_stops_to_work_during_the_dial()
 
 async def test_without_any_network_that_answers_the_node_is_unreachable() -> None:
     async with two() as both:
+        await both.prove()
+        before = both.score
         both.tor.take_down(2)
         both.i2p.silence()
-        with pytest.raises(UnreachableError):
+        with pytest.raises(UnreachableError, match="did not answer in time; it may be offline"):
             await both.push()
         assert both.tor._dials == {(1, 2): DIAL_ATTEMPTS}
         assert both.i2p._dials == {(1, 2): DIAL_ATTEMPTS}
-        assert both.alice.reputation.score(both.bob.identifier, both.alice.clock()) < 0
+        assert both.score < before - 1
 
 
-async def test_whoever_waits_for_a_node_is_told_after_two_minutes_however_slow_its_networks() -> None:
+async def test_a_dial_that_hangs_over_a_network_that_has_carried_none_yet_proves_nothing_of_the_node() -> (
+    None
+):
+    async with two() as both:
+        both.tor.take_down(2)
+        both.i2p.silence()
+        with pytest.raises(InconclusiveError, match="nor lately anybody over garlic32"):
+            await both.push()
+        assert both.i2p._dials == {(1, 2): DIAL_ATTEMPTS}
+        assert both.score == 0
+        assert both.blamed("garlic32")  # the next dial begins elsewhere
+
+
+async def test_a_network_has_to_prove_itself_anew_when_its_transport_has_stopped_to_work() -> None:
+    async with two() as both:
+        await both.prove()
+        before = both.score
+        both.transports[1]._report(TransportStatus("starting", "the router ended"))
+        both.transports[1]._report(TransportStatus("ready"))
+        both.tor.take_down(2)
+        both.i2p.silence()
+        with pytest.raises(InconclusiveError):
+            await both.push()
+        assert both.score == pytest.approx(before, abs=0.1)
+
+
+@pytest.mark.parametrize("proven", [True, False])
+async def test_whoever_waits_for_a_node_is_told_after_two_minutes_however_slow_its_networks(
+    proven: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
     slow = replace(MEMORY_PROPERTIES, round_trip=10.0, dial_timeout=600.0)
     async with two(onion=slow, garlic=slow) as both:
+        if proven:
+            await both.prove()
+        before = both.score
         both.tor.silence()
         both.i2p.silence()
         began = anyio.current_time()
-        with pytest.raises(UnreachableError, match="did not answer in time"):
+        with pytest.raises(UnreachableError, match="not answer in time" if proven else "nor lately anybody"):
             await both.push()
         assert anyio.current_time() - began == pytest.approx(120)
+        assert (both.score < before - 1) == proven
         assert not both.alice.channels._dialler._runs
+
+
+async def test_a_transport_that_stops_during_the_dial_is_blamed_when_two_minutes_are_over() -> None:
+    slow = replace(MEMORY_PROPERTIES, round_trip=10.0, dial_timeout=600.0)
+    async with two(onion=slow) as both:
+        await both.prove()
+        before = both.score
+        both.tor.silence()
+        both.i2p.take_down(2)
+        async with anyio.create_task_group() as group:
+            group.start_soon(told, both)
+            await anyio.sleep(1)
+            both.transports[0]._report(TransportStatus("starting", "tor ended"))
+        assert both.score == pytest.approx(before, abs=0.1)
+
+
+async def told(both: Two) -> None:
+    with pytest.raises(TransportUnavailableError, match="onion3 is not ready: tor ended"):
+        await both.push()
 
 
 async def test_what_is_wrong_on_this_side_is_told_first_but_the_other_network_is_tried_as_often() -> None:
@@ -292,6 +362,27 @@ async def test_a_dial_that_waits_in_vain_for_its_transport_names_it(monkeypatch:
             await both.push()
         assert both.blamed("garlic32")
         assert not both.blamed("onion3")  # what is wrong on this side says nothing of Bob
+
+
+async def test_a_node_is_dialled_again_when_its_only_transport_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with two() as both:
+        await both.alice.locators.learn(both.bob.locators.serve([both.tor.memory.locator(2)]).encoded)
+        tor = both.transports[0]
+
+        async def wait(_: NodeLocator, *, isolation: bytes = b"") -> Connection:  # noqa: ARG001
+            monkeypatch.undo()
+            await anyio.sleep_forever()
+            raise AssertionError
+
+        monkeypatch.setattr(tor, "connect", wait)
+        tor._report(TransportStatus("starting", "tor ended, starting it again"))
+        async with anyio.create_task_group() as group:
+            group.start_soon(both.push)
+            await anyio.sleep(LEAST_PATIENCE + DIAL_PAUSE / 2)
+            tor._report(TransportStatus("ready"))
+        assert both.over == "onion3"
 
 
 async def test_a_network_that_had_failed_on_this_side_was_not_outrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,6 +487,61 @@ async def test_a_dial_with_a_token_of_its_own_is_given_the_time_that_it_costs(
         assert 20 <= anyio.current_time() - began < 21
         assert sum(both.i2p._dials.values()) == 1
         assert MOST_HEAD_START < 20  # so another network would have had its turn meanwhile
+
+
+@pytest.mark.parametrize("caller", ["alice", "bob"])
+@pytest.mark.parametrize("noticed", [-1.0, 1.0])
+async def test_who_loses_a_transport_reaches_its_peers_over_another_unasked(
+    caller: str,
+    noticed: float,
+) -> None:
+    async with two() as both:
+        both.alice.accept.register("note", note)
+        callers = {"alice": (both.alice, both.bob), "bob": (both.bob, both.alice)}
+        calling, called = callers[caller]
+        await calling.push(called.identifier, "note")
+        assert both.over == "onion3"
+        if noticed < 0:
+            both.transports[0]._report(TransportStatus("starting", "tor ended"))
+        both.tor.memory.sever(lambda _caller, _called: True)
+        if noticed > 0:  # the channels' death comes first
+            await anyio.sleep(noticed)
+            both.transports[0]._report(TransportStatus("starting", "tor ended"))
+        await anyio.sleep(REOPEN_PAUSE + 1)
+        assert both.over == both.peer(both.bob, both.alice).over == "garlic32"
+        assert both.open == (0, 1)
+
+
+async def test_a_peer_that_went_away_while_the_transport_works_is_not_called_back() -> None:
+    async with two() as both:
+        await both.push()
+        both.tor.memory.sever(lambda _caller, _called: True)
+        await anyio.sleep(60)
+        assert both.open == (0, 0)
+        assert sum(both.tor._dials.values()) == 1
+        assert not both.i2p._dials
+
+
+@pytest.mark.parametrize("parted", ["it has no other network", "in good order"])
+async def test_a_peer_is_not_called_back_in_vain(parted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two() as both:
+        await both.push()
+        both.transports[0]._report(TransportStatus("starting", "tor ended"))
+        dialled: list[NodeIdentifier] = []
+
+        async def dial(node: NodeIdentifier, *, anonymous: bool) -> Dialled:  # noqa: ARG001
+            dialled.append(node)
+            raise UnreachableError
+
+        monkeypatch.setattr(both.alice.channels._dialler, "dial", dial)
+        if parted == "in good order":
+            await both.forget()
+        else:
+            await both.alice.locators.learn(both.bob.locators.serve([both.tor.memory.locator(2)]).encoded)
+            both.tor.memory.sever(lambda _caller, _called: True)
+        await anyio.sleep(60)
+        assert both.open == (0, 0)
+        assert dialled == []
 
 
 async def test_a_new_channel_is_used_instead_of_one_whose_peer_has_fallen_silent() -> None:

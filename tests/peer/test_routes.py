@@ -46,6 +46,24 @@ def test_who_answered_is_preferred_to_the_unknown_and_that_to_who_failed() -> No
     assert order(book, TOR, I2P, TCP, node=ALICE) == ["tor", "i2p", "tcp"]  # says nothing of others
 
 
+def test_a_network_is_proven_by_a_dial_until_it_stops_or_seems_to_be_gone() -> None:
+    book = RouteBook()
+    assert not book.proven("tor")
+    book.answered(BOB, TOR, 1.0, now=0)
+    assert (book.proven("tor"), book.proven("i2p")) == (True, False)
+    book.stopped("i2p")
+    book.failed(BOB, "tor", now=1)
+    book.lost(BOB, "tor", now=1, dialled=True)
+    book.lost(ALICE, "tor", now=1, dialled=False)
+    assert book.proven("tor")
+    book.lost(CAROL, "tor", now=1, dialled=True)
+    assert not book.proven("tor")
+    book.answered(BOB, TOR, 1.0, now=2)
+    assert book.proven("tor")
+    book.stopped("tor")
+    assert not book.proven("tor")
+
+
 def test_one_loss_outweighs_any_number_of_answers_and_one_answer_any_number_of_losses() -> None:
     book = RouteBook()
     for _ in range(100):
