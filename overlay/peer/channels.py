@@ -228,7 +228,7 @@ class ChannelPool:
         return await dial.result()
 
     def _warm(self, node: NodeIdentifier, lane: Lane) -> _Link | None:
-        """The newest that is not quiet: who connects again has reason to, and older ones may be dead unnoticed."""
+        """The newest that is not quiet: who calls again has reason to; older ones may be dead unnoticed."""
         links = self._links.get((node, lane), [])
         for link in [link for link in links if link.channel.closed]:
             self._let_go(link, node, lane)

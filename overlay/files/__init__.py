@@ -1,0 +1,1 @@
+"""Files: offered, stored, fetched over several circuits, verified and resumed."""
