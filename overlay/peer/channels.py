@@ -9,11 +9,8 @@ nothing that does.
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -33,7 +30,9 @@ from overlay.errors import (
 from overlay.identity import Entropy, NodeIdentifier, NodeSecret
 from overlay.locators import NodeLocator
 from overlay.peer.accept import Accept
+from overlay.peer.crowd import Crowd
 from overlay.peer.dialling import Dialler, InconclusiveError
+from overlay.peer.links import Lane, Link, Links
 from overlay.peer.locator_manager import LocatorManager
 from overlay.peer.reputation import ReputationManager
 from overlay.peer.routes import RouteBook
@@ -55,10 +54,6 @@ MAX_DIALLED = 256
 """Channels that this node opened, likewise. Both together stay well below the 1,024 descriptors that a
 process usually has."""
 
-MAX_OF_NODE = 6
-"""Channels that a node has without being taken for one that crowds others out: a lane each, twice where a
-network has died and this side does not know yet."""
-
 MAX_SERVED = 4 * MAX_REMOTE_EXCHANGES
 """Requests of one channel that are worked on at once. Who resets an exchange may open the next one before
 the work is given up; one that does nothing else is cut off, or the work would pile up without end."""
@@ -73,29 +68,8 @@ LISTEN_PAUSE = 5.0
 """Seconds before a listener that had no descriptor left is tried again."""
 
 
-class Lane(StrEnum):
-    """What shares a channel."""
-
-    INTERACTIVE = "interactive"
-    BULK = "bulk"
-    ANONYMOUS = "anonymous"
-
-
 Contact = Callable[[NodeIdentifier], Coroutine[Any, Any, None]]
 """Told of each node that a channel shows to be there, in a task of its own."""
-
-
-_Served = dict[anyio.CancelScope, NodeIdentifier | None]
-"""What ends each channel, and whose it is, in the order of their beginning; None for who stays anonymous."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Link:
-    """A channel, the network that carries it, and where it was dialled: nowhere if the peer called."""
-
-    channel: Channel
-    network: str
-    locator: NodeLocator | None = None
 
 
 class _Dial:
@@ -151,15 +125,15 @@ class ChannelPool:
         self._entropy = entropy
         self._clock = clock
         self._limits = limits
-        self._book = RouteBook(self._alive)
+        self._links = Links()
+        self._book = RouteBook(self._links.carries)
         self._dialler = Dialler(
             secret=secret, layer=layer, locators=locators, book=self._book, entropy=entropy, limits=limits
         )
-        self._links: dict[tuple[NodeIdentifier, Lane], list[_Link]] = {}
         self._dials: dict[tuple[NodeIdentifier, Lane], _Dial] = {}
         self._handshakes: dict[int, anyio.CancelScope] = {}
-        self._incoming: _Served = {}
-        self._dialled: _Served = {}
+        self._incoming = Crowd(MAX_INCOMING, self._score)
+        self._dialled = Crowd(MAX_DIALLED, self._score)
         self._reopening = anyio.CapacityLimiter(MAX_REOPENED)
         self._group: TaskGroup | None = None
         self.contacts: list[Contact] = []
@@ -227,30 +201,46 @@ class ChannelPool:
             self._group.start_soon(self._run_dial, node, lane, dial)
         return await dial.result()
 
-    def _warm(self, node: NodeIdentifier, lane: Lane) -> _Link | None:
-        """The newest that is not quiet: who calls again has reason to; older ones may be dead unnoticed."""
-        links = self._links.get((node, lane), [])
-        for link in [link for link in links if link.channel.closed]:
-            self._let_go(link, node, lane)
-        return next(
-            (link for link in reversed(links) if not link.channel.quiet), links[-1] if links else None
-        )
+    @asynccontextmanager
+    async def circuit(self, node: NodeIdentifier) -> AsyncIterator[Channel]:
+        """Open an anonymous channel that nothing else shares, for the length of a block.
 
-    def _let_go(self, link: _Link, node: NodeIdentifier, lane: Lane) -> None:
+        It has an isolation token of its own, so that over Tor it is a circuit of its own: neither the network
+        nor `node` can link it to other channels by how it was opened. It ends with the block.
+
+        Raises:
+            ClosedError: this node does not run.
+            OverlayError: any that `channel` raises.
+        """
+        if self._group is None:
+            raise ClosedError("this node does not run")
+        try:
+            found = await self._dialler.dial(node, anonymous=True)
+        except OverlayError as error:
+            self._blame(node, error)
+            raise
+        self._reputation.note(node, "answered", self._clock())
+        link = Link(found.channel, found.network, found.locator)
+        self._group.start_soon(self._serve_dialled, link, node, Lane.ANONYMOUS)
+        try:
+            yield found.channel
+        finally:
+            with anyio.CancelScope(shield=True):
+                await found.channel.aclose()
+
+    def _warm(self, node: NodeIdentifier, lane: Lane) -> Link | None:
+        for link in self._links.ended(node, lane):
+            self._let_go(link, node, lane)
+        return self._links.next(node, lane)
+
+    def _let_go(self, link: Link, node: NodeIdentifier, lane: Lane) -> None:
         """Forget a channel that ended, and learn from how it did, before anybody dials again."""
-        links = self._links.get((node, lane), [])
-        if link not in links:
-            return
-        links.remove(link)
-        if not links:
-            del self._links[node, lane]
-        if link.channel.lost:
+        if self._links.remove(link, node, lane) and link.channel.lost:
             dialled = link.locator is not None
             self._book.lost(node, link.network, anyio.current_time(), dialled=dialled)
 
-    def _alive(self, network: str) -> bool:
-        links = (link for links in self._links.values() for link in links if link.network == network)
-        return any(not link.channel.closed and not link.channel.quiet for link in links)
+    def _score(self, node: NodeIdentifier) -> float:
+        return self._reputation.score(node, self._clock())
 
     # --- opening
 
@@ -259,13 +249,17 @@ class ChannelPool:
             found = await self._dialler.dial(node, anonymous=lane is Lane.ANONYMOUS)
             dial.channel = found.channel
             self._reputation.note(node, "answered", self._clock())  # who only calls here earns nothing by it
-            self._adopt(_Link(found.channel, found.network, found.locator), node, lane)
+            self._adopt(Link(found.channel, found.network, found.locator), node, lane)
         except OverlayError as error:
             dial.error = error
         finally:
             del self._dials[node, lane]
             dial.done.set()
-        if isinstance(dial.error, UnreachableError) and not isinstance(dial.error, InconclusiveError):
+        if dial.error is not None:
+            self._blame(node, dial.error)
+
+    def _blame(self, node: NodeIdentifier, error: OverlayError) -> None:
+        if isinstance(error, UnreachableError) and not isinstance(error, InconclusiveError):
             self._reputation.note(node, "unreachable", self._clock())
 
     # --- taking
@@ -281,8 +275,9 @@ class ChannelPool:
         if channel is None:
             return
         node = channel.peer.identifier if channel.peer else None
-        link = _Link(channel, network)
-        await self._serve_among(self._incoming, MAX_INCOMING, link, node, Lane.INTERACTIVE)
+        link = Link(channel, network)
+        with self._incoming.place(node):
+            await self._serve(link, node, Lane.INTERACTIVE)
 
     async def _respond(self, connection: Connection) -> Channel | None:
         with anyio.CancelScope() as scope:
@@ -303,43 +298,17 @@ class ChannelPool:
 
     # --- serving
 
-    def _adopt(self, link: _Link, node: NodeIdentifier, lane: Lane) -> None:
+    def _adopt(self, link: Link, node: NodeIdentifier, lane: Lane) -> None:
         # At once, not when its task first runs: whoever waits for the dial uses the channel right away.
-        self._links.setdefault((node, lane), []).append(link)
+        self._links.add(link, node, lane)
         if self._group is not None:
-            self._group.start_soon(self._serve_among, self._dialled, MAX_DIALLED, link, node, lane)
+            self._group.start_soon(self._serve_dialled, link, node, lane)
 
-    async def _serve_among(
-        self, served: _Served, limit: int, link: _Link, node: NodeIdentifier | None, lane: Lane
-    ) -> None:
-        with anyio.CancelScope() as scope:
-            served[scope] = node
-            if len(served) > limit:
-                self._drop_least(served)
-            try:
-                await self._serve(link, node, lane)
-            finally:
-                served.pop(scope, None)
+    async def _serve_dialled(self, link: Link, node: NodeIdentifier, lane: Lane) -> None:
+        with self._dialled.place(node):
+            await self._serve(link, node, lane)
 
-    def _drop_least(self, served: _Served) -> None:
-        """Close one: of a node that has too many, else of the worst reputation, the oldest of equal ones.
-
-        New identifiers cost nothing, so however many there are, they push out each other and no old friend.
-        """
-        now = self._clock()
-        counts = Counter(served.values())
-
-        def worth(scope: anyio.CancelScope) -> tuple[int, float]:
-            node = served[scope]
-            if node is None:
-                return 0, 0.0
-            return min(0, MAX_OF_NODE - counts[node]), self._reputation.score(node, now)
-
-        least = min(served, key=worth)
-        del served[least]
-        least.cancel()
-
-    async def _serve(self, link: _Link, node: NodeIdentifier | None, lane: Lane) -> None:
+    async def _serve(self, link: Link, node: NodeIdentifier | None, lane: Lane) -> None:
         channel, kept = link.channel, link.locator is not None
         try:
             async with anyio.create_task_group() as group:
@@ -349,13 +318,13 @@ class ChannelPool:
                         await channel.aclose()
                     elif not kept:
                         kept = True
-                        self._links.setdefault((node, lane), []).append(link)
+                        self._links.add(link, node, lane)
                 await self._serve_exchanges(channel, node, lane, group)
         finally:
             if node is not None and kept:
                 self._part(link, node, lane)
 
-    def _part(self, link: _Link, node: NodeIdentifier, lane: Lane) -> None:
+    def _part(self, link: Link, node: NodeIdentifier, lane: Lane) -> None:
         self._let_go(link, node, lane)
         if lane is Lane.INTERACTIVE and not self.connected(node):
             for departure in self.departures:

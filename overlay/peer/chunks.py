@@ -14,7 +14,7 @@ from functools import partial
 from overlay.errors import MalformedError, UnreachableError, VerificationError
 from overlay.identity import NodeIdentifier
 from overlay.peer.accept import Accept, Delivery, Reply
-from overlay.peer.channels import Lane
+from overlay.peer.links import Lane
 from overlay.peer.places import Places
 from overlay.peer.pull import Pull
 from overlay.peer.push import Push

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import TypeVar
 
 import anyio
 
-from overlay.channel.driver import Exchange
-from overlay.errors import NotFoundError, RefusedError, UnreachableError
+from overlay.channel.driver import Channel, Exchange
+from overlay.errors import ClosedError, NotFoundError, RefusedError, UnreachableError
 from overlay.identity import Entropy, NodeIdentifier
 from overlay.peer.accept import Accept, Delivery
-from overlay.peer.channels import ChannelPool, Lane
+from overlay.peer.channels import ChannelPool
+from overlay.peer.links import Lane
 from overlay.peer.messages import LATE_ANSWER_KIND, MAX_PART_BYTES, Answer, LateAnswer, Request
 from overlay.peer.requests import converse, on_exchange, receive_answer, receive_parts
 from overlay.wire.codec import decode, encode
@@ -88,16 +90,27 @@ class Pull:
             NotFoundError, RefusedError, UnreachableError, VerificationError: as for a plain pull; also in
                 the middle of the parts, from the iterator.
         """
-        request = Request(kind=kind, body=body)
+        return await on_exchange(self._channels, node, lane, partial(_ask_parts, kind, body, consume))
 
-        async def use(exchange: Exchange) -> T:
-            await exchange.send(encode(request))
-            await exchange.finish()
-            (await receive_answer(exchange)).result()
-            async with aclosing(receive_parts(exchange)) as parts:
-                return await consume(parts)
+    async def parts_over(
+        self,
+        channel: Channel,
+        kind: str,
+        body: bytes,
+        consume: Callable[[AsyncIterator[bytes]], Awaitable[T]],
+    ) -> T:
+        """Ask as `parts` does, over one channel and no other.
 
-        return await on_exchange(self._channels, node, lane, use)
+        Raises:
+            UnreachableError: the channel ended before `consume` was done, or the node stopped answering.
+            NotFoundError, RefusedError: the node's answer.
+            ProtocolViolationError: the node broke the protocol; the channel has ended.
+        """
+        try:
+            async with await channel.open() as exchange:
+                return await _ask_parts(kind, body, consume, exchange)
+        except ClosedError as error:
+            raise UnreachableError("the connection ended before the other node answered") from error
 
     async def later(self, node: NodeIdentifier, kind: str, body: bytes, *, timeout: float) -> bytes:  # noqa: ASYNC109 - the time that the other node is given, also told in the error
         """Ask, and wait for an answer that comes over another connection.
@@ -142,3 +155,13 @@ class Pull:
             raise NotFoundError("nobody here waits for that answer from this node")
         waiting.answer = late.answer
         waiting.answered.set()
+
+
+async def _ask_parts(
+    kind: str, body: bytes, consume: Callable[[AsyncIterator[bytes]], Awaitable[T]], exchange: Exchange
+) -> T:
+    await exchange.send(encode(Request(kind=kind, body=body)))
+    await exchange.finish()
+    (await receive_answer(exchange)).result()
+    async with aclosing(receive_parts(exchange)) as parts:
+        return await consume(parts)

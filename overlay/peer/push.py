@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from overlay.channel.driver import Exchange
 from overlay.identity import NodeIdentifier
-from overlay.peer.channels import ChannelPool, Lane
+from overlay.peer.channels import ChannelPool
+from overlay.peer.links import Lane
 from overlay.peer.messages import Request
 from overlay.peer.requests import Parts, converse, on_exchange
 

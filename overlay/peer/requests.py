@@ -17,7 +17,8 @@ from overlay.errors import (
     UnreachableError,
 )
 from overlay.identity import NodeIdentifier
-from overlay.peer.channels import ChannelPool, Lane
+from overlay.peer.channels import ChannelPool
+from overlay.peer.links import Lane
 from overlay.peer.messages import MAX_PART_BYTES, Answer, Request
 from overlay.wire.codec import decode, encode
 

@@ -14,7 +14,7 @@ from overlay.chat.service import Chat
 from overlay.chat.session import Session
 from overlay.chat.store import CHAT_SCHEMA
 from overlay.chat.views import Entry
-from overlay.peer.channels import Lane
+from overlay.peer.links import Lane
 from overlay.peer.node import Node
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Faults, Latency

@@ -186,7 +186,7 @@ def spy(node: Node, kind: str) -> list[bytes]:
 
 
 async def close_all(person: Person) -> None:
-    for links in list(person.node.channels._links.values()):
+    for links in list(person.node.channels._links._links.values()):
         for link in list(links):
             await link.channel.aclose()
     await anyio.sleep(1)

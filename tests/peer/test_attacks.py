@@ -22,8 +22,8 @@ from overlay.errors import (
 from overlay.identity import NodePublic
 from overlay.peer import accept, channels
 from overlay.peer.accept import Delivery, Reply
-from overlay.peer.channels import Lane
 from overlay.peer.forward import _INFO, _SUITE, FORWARD_KIND, MAX_FORWARDED_BYTES, _Envelope, _Sealed
+from overlay.peer.links import Lane, Link
 from overlay.peer.messages import Answer, Request
 from overlay.peer.node import Node
 from overlay.peer.requests import converse
@@ -101,7 +101,7 @@ async def test_nobody_asks_back_over_the_channel_of_an_anonymous_caller(
         anonymous: list[Channel] = []
         serve = bob.channels._serve
 
-        async def spy(link: channels._Link, *arguments: object) -> None:
+        async def spy(link: Link, *arguments: object) -> None:
             anonymous.append(link.channel)
             await serve(link, *arguments)  # type: ignore[arg-type]
 
@@ -120,7 +120,7 @@ async def test_a_violation_while_parts_are_sent_is_one_error() -> None:
     async with bob_and_alice() as (_, bob, alice):
 
         async def break_off(_: Delivery) -> None:
-            for (link,) in alice.channels._links.values():
+            for (link,) in alice.channels._links._links.values():
                 alice_end = link.channel._connection
                 await anyio.sleep(0.1)
                 monkey = bob_ends[alice_end.locator]

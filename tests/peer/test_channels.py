@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 
 import anyio
@@ -12,8 +13,8 @@ from overlay.errors import ClosedError, TransportUnavailableError, UnreachableEr
 from overlay.identity import NodeIdentifier
 from overlay.locators import LocatorRecord, NodeLocator
 from overlay.peer import channels
-from overlay.peer.accept import Delivery
-from overlay.peer.channels import Lane
+from overlay.peer.accept import Delivery, Reply
+from overlay.peer.links import Lane
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Faults, Latency
 
@@ -267,3 +268,52 @@ async def test_who_called_again_after_a_silent_end_is_answered_over_the_new_conn
             await again.push(bob.identifier, "note")
             with anyio.fail_after(5):
                 await bob.push(again.identifier, "note")
+
+
+async def test_a_circuit_is_anonymous_shared_with_nothing_and_ends_with_its_block() -> None:
+    world = quiet_world()
+    async with (
+        world.database() as one,
+        world.database() as two,
+        world.node("alice", one) as alice,
+        world.node("bob", two) as bob,
+    ):
+        senders: list[NodeIdentifier | None] = []
+
+        async def note(delivery: Delivery) -> Reply:
+            senders.append(delivery.sender)
+            return Reply(body=b"noted")
+
+        bob.accept.register("note", note, anonymous=True)
+        await introduce([alice, bob])
+
+        async def consume(parts: AsyncIterator[bytes]) -> list[bytes]:
+            return [part async for part in parts]
+
+        async with (
+            alice.channels.circuit(bob.identifier) as first,
+            alice.channels.circuit(bob.identifier) as second,
+        ):
+            assert first is not second
+            for channel in (first, second):
+                assert await alice.pull.parts_over(channel, "note", b"", consume) == []
+            await alice.pull(bob.identifier, "note", lane=Lane.ANONYMOUS)
+            assert world.network.memory.open_connections == 3
+        assert first.closed
+        assert second.closed
+        with pytest.raises(UnreachableError, match="ended before"):
+            await alice.pull.parts_over(first, "note", b"", consume)
+        assert senders == [None] * 3
+
+
+async def test_a_circuit_to_a_node_that_is_gone_says_so() -> None:
+    world = quiet_world()
+    async with world.database() as one, world.database() as two, world.node("alice", one) as alice:
+        async with world.node("bob", two) as bob:
+            await introduce([alice, bob])
+        with pytest.raises(UnreachableError):
+            async with alice.channels.circuit(bob.identifier):
+                pytest.fail("it is gone")
+    with pytest.raises(ClosedError):
+        async with alice.channels.circuit(bob.identifier):
+            pytest.fail("it does not run")

@@ -10,7 +10,7 @@ import pytest
 
 from overlay.errors import MalformedError, NotFoundError, RefusedError, UnreachableError, VerificationError
 from overlay.peer.accept import Delivery, Reply
-from overlay.peer.channels import Lane
+from overlay.peer.links import Lane
 from overlay.peer.chunks import BATCH_CHUNKS, FETCH, STORE
 from overlay.peer.node import Node, NodeOptions
 from overlay.testing.nodes import World, introduce

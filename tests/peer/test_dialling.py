@@ -16,8 +16,9 @@ from overlay.identity import NodeIdentifier
 from overlay.locators import NodeLocator
 from overlay.peer import dialling, routes
 from overlay.peer.accept import Delivery
-from overlay.peer.channels import REOPEN_PAUSE, Lane
+from overlay.peer.channels import REOPEN_PAUSE
 from overlay.peer.dialling import DIAL_ATTEMPTS, DIAL_PAUSE, LEAST_PATIENCE, Dialled, InconclusiveError
+from overlay.peer.links import Lane
 from overlay.peer.node import Node, NodeOptions, PeerStatus
 from overlay.peer.routes import LEAST_HEAD_START, MOST_HEAD_START, Way
 from overlay.testing.nodes import World, introduce
@@ -73,7 +74,7 @@ class Two:
 
     async def forget(self) -> None:
         """Close every channel in good order."""
-        for links in list(self.alice.channels._links.values()):
+        for links in list(self.alice.channels._links._links.values()):
             for link in list(links):
                 await link.channel.aclose()
         await anyio.wait_all_tasks_blocked()
@@ -552,7 +553,7 @@ async def test_a_new_channel_is_used_instead_of_one_whose_peer_has_fallen_silent
         await anyio.sleep(40)  # Bob has asked for a sign of life and got none
         assert both.peer(both.bob, both.alice).over == "onion3"
         both.alice.channels._book.lost(both.bob.identifier, "onion3", anyio.current_time(), dialled=True)
-        both.alice.channels._links.clear()  # Alice knows already
+        both.alice.channels._links._links.clear()  # Alice knows already
         await both.push()
         began = anyio.current_time()
         await both.bob.push(both.alice.identifier, "note")
@@ -566,7 +567,7 @@ async def test_a_second_channel_of_a_peer_is_kept_for_when_the_first_ends() -> N
         both.bob.channels.departures.append(lambda node: left.append(node.value))
         await both.push()
         await both.push(Lane.BULK)
-        await both.alice.channels._links[both.bob.identifier, Lane.INTERACTIVE][0].channel.aclose()
+        await both.alice.channels._links._links[both.bob.identifier, Lane.INTERACTIVE][0].channel.aclose()
         await anyio.sleep(1)
         assert both.bob.channels.connected(both.alice.identifier)
         assert left == []

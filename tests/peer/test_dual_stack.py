@@ -11,7 +11,7 @@ import pytest
 
 from overlay.errors import RefusedError
 from overlay.peer.accept import Delivery
-from overlay.peer.channels import Lane
+from overlay.peer.links import Lane
 from overlay.peer.node import Node, NodeOptions
 from overlay.testing.nodes import World
 from overlay.testing.simulation import Latency, SimulatedNetwork

@@ -22,7 +22,7 @@ from overlay.identity import NodeIdentifier
 from overlay.locators import LocatorRecord
 from overlay.peer import accept
 from overlay.peer.accept import Delivery, Reply
-from overlay.peer.channels import Lane
+from overlay.peer.links import Lane
 from overlay.peer.messages import MAX_BODY_BYTES, Request
 from overlay.peer.node import Node
 from overlay.testing.nodes import World

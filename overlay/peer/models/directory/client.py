@@ -10,7 +10,7 @@ from overlay.identity import NodeIdentifier
 from overlay.locators import LocatorRecord
 from overlay.peer.accept import Accept, Delivery
 from overlay.peer.announcement import Announcement
-from overlay.peer.channels import Lane
+from overlay.peer.links import Lane
 from overlay.peer.locator_manager import MAX_RECORDS, LocatorManager
 from overlay.peer.messages import MAX_PART_BYTES
 from overlay.peer.models.base import Model, Registration
