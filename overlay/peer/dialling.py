@@ -8,7 +8,7 @@ seconds: there, whoever shows its identifier anyway dials from its own address.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import anyio
@@ -50,6 +50,10 @@ USUAL_ROUND_TRIPS = 5
 
 DIAL_PAUSE = 1.0
 """Seconds before the second attempt, doubled for each further one, plus up to as much again at random."""
+
+ANONYMOUS_IDLE = 30.0
+"""Seconds without an exchange after which an anonymous channel is closed, where others are not closed sooner:
+one task asks again at once, and what comes later is better not linked to it by who was asked."""
 
 _WORTH_AN_ATTEMPT = (UnreachableError, VerificationError, ProtocolViolationError)
 """Somebody else may have its old address by now: the model may know the new one."""
@@ -151,6 +155,7 @@ class Dialler:
         self._book = book
         self._entropy = entropy
         self._limits = limits
+        self._anonymous_limits = replace(limits, idle_timeout=min(limits.idle_timeout, ANONYMOUS_IDLE))
         self._runs: set[_Run] = set()
         for transport in layer.transports:
             transport.observe(partial(self._hear, transport))
@@ -302,7 +307,7 @@ class Dialler:
                         responder=record.public,
                         hello=b"" if anonymous else self._locators.own.encoded,
                         entropy=self._entropy,
-                        limits=self._limits,
+                        limits=self._anonymous_limits if anonymous else self._limits,
                     )
                 return Dialled(channel, run.way.network, locator)
             except TimeoutError:

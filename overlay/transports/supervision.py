@@ -22,7 +22,7 @@ MAX_BACKOFF = 30.0
 """Seconds between attempts at most: a user who repairs something does not wait longer."""
 
 Lost = Callable[[], Awaitable[str]]
-"""Waits until a transport is online no more, and says why, as the first half of a sentence; or raises why."""
+"""Waits until a transport is online no more, and says why, in a sentence without full stop; or raises why."""
 
 
 class Supervisor:
@@ -100,5 +100,5 @@ class Supervisor:
                     return
                 self.why = str(error)
             attempt += 1
-            self._report(TransportStatus("starting", f"{self.why}, {self._again} again (attempt {attempt})"))
+            self._report(TransportStatus("starting", f"{self.why}; {self._again} again (attempt {attempt})"))
             await anyio.sleep(min(FIRST_BACKOFF * 2 ** (attempt - 1), MAX_BACKOFF))

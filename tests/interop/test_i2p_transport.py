@@ -220,7 +220,7 @@ async def test_killed_router_comes_back_at_the_same_address(
         receiver.observe(observe)
         await i2p_network.kill_router(RECEIVER)
         await gone.wait()
-        assert details[0] == "the I2P router ended, or ended the session, attaching to it again (attempt 1)"
+        assert details[0] == "the I2P router ended, or ended the session; attaching to it again (attempt 1)"
         assert receiver.facts["session"] == "none"
         await i2p_network.start_router(RECEIVER)
         await back.wait()

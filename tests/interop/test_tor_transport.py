@@ -146,7 +146,7 @@ async def test_killed_tor_comes_back_at_the_same_address(
     assert receiver.session.process is not None
     os.kill(receiver.session.process, signal.SIGKILL)
     await back.wait()
-    assert seen[0] == TransportStatus("starting", "tor ended, starting it again (attempt 1)")
+    assert seen[0] == TransportStatus("starting", "tor ended; starting it again (attempt 1)")
     assert tuple(listener.locators) == locators
     await exchange_patiently(caller, listener)
 
@@ -241,7 +241,7 @@ async def test_attaches_again_when_tor_comes_back(
         os.kill(host.session.process, signal.SIGKILL)
         await back.wait()
         await exchange_patiently(caller, listener)
-    assert details[0] == "the connection to tor was lost, attaching to it again (attempt 1)"
+    assert details[0] == "the connection to tor was lost; attaching to it again (attempt 1)"
 
 
 async def test_bad_torrc_is_explained_by_tor(tmp_path: Path) -> None:

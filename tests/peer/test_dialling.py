@@ -17,7 +17,7 @@ from overlay.locators import NodeLocator
 from overlay.peer import dialling, routes
 from overlay.peer.accept import Delivery
 from overlay.peer.channels import REOPEN_PAUSE
-from overlay.peer.dialling import DIAL_ATTEMPTS, DIAL_PAUSE, LEAST_PATIENCE, Dialled, InconclusiveError
+from overlay.peer.dialling import ANONYMOUS_IDLE, DIAL_ATTEMPTS, DIAL_PAUSE, LEAST_PATIENCE, Dialled, InconclusiveError
 from overlay.peer.links import Lane
 from overlay.peer.node import Node, NodeOptions, PeerStatus
 from overlay.peer.routes import LEAST_HEAD_START, MOST_HEAD_START, Way
@@ -615,3 +615,12 @@ async def test_two_nodes_that_hang_up_do_not_decide_over_a_network_that_lives() 
             )
         await both.push(lane=Lane.BULK)
         assert both.open == (2, 0)
+
+
+async def test_an_anonymous_channel_is_kept_for_one_task_only() -> None:
+    async with two() as both:
+        await both.push()
+        await both.alice.push(both.bob.identifier, "secret note", lane=Lane.ANONYMOUS)
+        assert both.open == (2, 0)
+        await anyio.sleep(ANONYMOUS_IDLE + 5.0)
+        assert both.open == (1, 0)  # that in which it shows who it is stays

@@ -103,7 +103,7 @@ def outside() -> Outside:
 
 
 def starting(why: str, attempt: int) -> TransportStatus:
-    return TransportStatus("starting", f"{why}, calling it again (attempt {attempt})")
+    return TransportStatus("starting", f"{why}; calling it again (attempt {attempt})")
 
 
 READY, STOPPED = TransportStatus("ready", progress=100), TransportStatus("stopped")

@@ -31,6 +31,7 @@ from overlay.transports.i2p.router import RouterHandle, open_router
 from overlay.transports.i2p.sam import SamSocket, open_sam
 from overlay.transports.i2p.session import AT_ONCE
 from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, LaunchedRouter, TunnelOptions
+from overlay.transports.i2p.watch import while_it_answers
 from overlay.transports.supervision import Lost, Supervisor
 
 MAX_WAITING = 256
@@ -92,6 +93,7 @@ class I2pDatagrams(MessageTransport):
         self._address = ("", 0)
         self._changed = anyio.Event()
         self._waiting: deque[Parcel] = deque(maxlen=MAX_WAITING)
+        self._received = 0
         self._known: OrderedDict[NodeLocator, Destination] = OrderedDict()
         self._met: dict[NodeLocator, float] = {}  # when we last began to know where a known peer is
         self._supervisor = Supervisor(self._go_online, self._report_and_wake, again="trying")
@@ -238,6 +240,7 @@ class I2pDatagrams(MessageTransport):
         self._learn(sender)
         self._met[sender.locator] = anyio.current_time()  # its router sends where it is along
         self._waiting.append(Parcel(body, sender.locator))
+        self._received += 1
         self._wake()
 
     def _learn(self, destination: Destination) -> None:
@@ -258,7 +261,10 @@ class I2pDatagrams(MessageTransport):
     @asynccontextmanager
     async def _go_online(self) -> AsyncIterator[Lost]:
         """Find the router, and have a session on it, for the length of a block."""
-        async with open_router(self._router, self._timeouts, self._report) as router:
+        async with (
+            open_router(self._router, self._timeouts, self._report) as router,
+            while_it_answers(router.address, self._timeouts, heard=lambda: self._received),
+        ):
             if self._key is None:
                 self._key = await load_key(self._key_path, router.address, self._timeouts)
             self._address = router.address
@@ -273,21 +279,22 @@ class I2pDatagrams(MessageTransport):
 
     async def _create(self, router: RouterHandle, key: PrivateDestination) -> SamSocket:
         """Make the session; again when it was there at once: then it is what is left of an old one."""
-        began = anyio.current_time()
-        sam = await self._request(router, key)
-        if anyio.current_time() - began >= AT_ONCE:
-            return sam
-        await sam.aclose()
-        await anyio.sleep(self._timeouts.linger)
-        return await self._request(router, key)
+        sam, took = await self._request(router, key)
+        if took < AT_ONCE:
+            await sam.aclose()
+            await anyio.sleep(self._timeouts.linger)
+            sam, _ = await self._request(router, key)
+        return sam
 
-    async def _request(self, router: RouterHandle, key: PrivateDestination) -> SamSocket:
+    async def _request(self, router: RouterHandle, key: PrivateDestination) -> tuple[SamSocket, float]:
+        """Ask for the session; the seconds are those until the answer."""
         identifier = f"overlay-{self._entropy(8).hex()}"
         command = session_create(identifier, "DATAGRAM", key.base64, self._tunnels.options())
         sam = await open_sam(router.address, self._timeouts)
+        began = anyio.current_time()
         try:
             require_ok(await sam.request(command, self._timeouts.create))
         except BaseException:  # failed or cancelled: nobody else knows of the socket
             await anyio.aclose_forcefully(sam)
             raise
-        return sam
+        return sam, anyio.current_time() - began

@@ -42,15 +42,20 @@ class Hearing:
 
     Only streams that this node opened show that it is deaf, for only they are owed an answer: what is sent on
     an open connection need not be answered, and one that has broken is dialled again by whoever needs it.
+
+    Attributes:
+        count: how often something came.
     """
 
     def __init__(self) -> None:
+        self.count = 0
         self._in_vain: dict[
             NodeLocator, tuple[float, float]
         ] = {}  # since something was heard: first and last
 
     def heard(self) -> None:
         """Take down that something came over the network, from whomever."""
+        self.count += 1
         self._in_vain.clear()
 
     def in_vain(self, locator: NodeLocator, now: float) -> None:

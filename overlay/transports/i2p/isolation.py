@@ -2,7 +2,8 @@
 
 Dials without a token share one. It is not the node's own: whoever knew that one before this node was started
 again sends its answers to tunnels that are gone, for more than a minute, and knows nothing of a new one. Each
-token has another, because dials with different tokens must not be linked.
+token has another, because dials with different tokens must not be linked. Tokens take no room from dials
+without one, which the node cannot do without.
 
 A session costs the router ten tunnels and takes 20 s to make, so there are few of them, and while tokens are
 being used one that nobody has used yet is kept ready. A used one is ended when it is needed no longer: those
@@ -23,8 +24,9 @@ from overlay.errors import OverlayError, TransportUnavailableError
 from overlay.transports.i2p.session import StreamSession
 
 MAX_ISOLATED = 8
-"""Sessions beside the node's own, that without a token and the spare one included. Each keeps ten tunnels
-built, which other routers work for, and a router takes half a MiB for it."""
+"""Sessions for tokens, the spare one included. Each keeps ten tunnels built, which other routers work for,
+and a router takes half a MiB for it. On top of these come the one without a token and its detours, of which
+there are as many as `silence.MAX_DETOURS`."""
 
 KEEP = 120.0
 """Seconds that a session is kept which no stream uses: within them a dial with its repetitions is over."""
@@ -44,6 +46,9 @@ class Token(NamedTuple):
 
 WITHOUT_TOKEN = Token(b"", 0)
 """The session of this is made at the start, and kept."""
+
+Make = Callable[[], AbstractAsyncContextManager[StreamSession]]
+"""Gives a context manager that makes a session and ends it."""
 
 
 class Lease:
@@ -67,8 +72,8 @@ class Lease:
 class _Place:
     """Room for one session, from when it is asked for until it has ended."""
 
-    def __init__(self) -> None:
-        self.token: Token | None = None
+    def __init__(self, token: Token | None) -> None:
+        self.token = token
         self.users = 0
         self.lent = False
         self.used = -math.inf
@@ -77,6 +82,11 @@ class _Place:
         self.settled = anyio.Event()
         self.idle = anyio.Event()
         self.scope = anyio.CancelScope()
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of those that the limit is for."""
+        return self.token is None or bool(self.token.isolation)
 
     async def ready(self) -> StreamSession:
         """Wait until the session is made.
@@ -107,23 +117,27 @@ class IsolationPool:
     """Sessions by token.
 
     Args:
-        make: gives a context manager that makes a session and ends it.
+        make: how sessions are made.
         tasks: in which the sessions live; cancelling it ends them all.
         rest: seconds that a session is kept after its last stream was closed, in which the router still sends
             what the stream was given.
-        limit: sessions at most, 2 or more.
+        limit: sessions for tokens at most, 1 or more.
         keep: seconds after which a session that was used is ended, when it is used no more.
+
+    Attributes:
+        trouble: why the session without a token could not be made when it was last tried; empty if it was.
     """
 
     def __init__(
         self,
-        make: Callable[[], AbstractAsyncContextManager[StreamSession]],
+        make: Make,
         tasks: TaskGroup,
         *,
         rest: float,
         limit: int = MAX_ISOLATED,
         keep: float = KEEP,
     ) -> None:
+        self.trouble = ""
         self._make = make
         self._tasks = tasks
         self._rest = rest
@@ -131,9 +145,16 @@ class IsolationPool:
         self._keep = keep
         self._places: list[_Place] = []  # that used last comes last
 
-    def begin(self) -> None:
-        """Have the session made that dials without a token come from."""
-        self._open(WITHOUT_TOKEN)
+    def begin(self, make: Make) -> anyio.Event:
+        """Have the session made that dials without a token come from.
+
+        Args:
+            make: how it is made this first time.
+
+        Returns:
+            what is set when it is made, or could not be.
+        """
+        return self._open(WITHOUT_TOKEN, make).settled
 
     async def acquire(self, token: Token) -> Lease:
         """Give the session of a token, and wait while it is being made.
@@ -147,7 +168,10 @@ class IsolationPool:
         try:
             if token != WITHOUT_TOKEN:
                 self._keep_spare()
-            return place.lend(await place.ready())
+            session = await place.ready()
+            if token == WITHOUT_TOKEN:
+                self.trouble = ""
+            return place.lend(session)
         except BaseException:  # not made, or cancelled: either way this user is gone
             place.release()
             raise
@@ -160,40 +184,39 @@ class IsolationPool:
                     self._places.remove(place)
                     self._places.append(place)
                     return place
-        if not self._make_room():
+        if token.isolation and not self._make_room():
             raise TransportUnavailableError(
                 f"all {self._limit} I2P sessions that this node may have are in use: close connections, or"
                 " try again later"
             )
-        return self._open(token)
+        return self._open(token, self._make)
 
     def _keep_spare(self) -> None:
         if all(place.token is not None for place in self._places) and self._make_room():
-            self._open(None)
+            self._open(None, self._make)
 
     def _make_room(self) -> bool:
         """End the session that has been idle for longest, where there is no room for another."""
-        if len(self._places) < self._limit:
+        counted = [place for place in self._places if place.counts]
+        if len(counted) < self._limit:
             return True
-        for place in self._places:
-            idle = not place.users and anyio.current_time() >= place.used + self._rest
-            if idle and place.token != WITHOUT_TOKEN:
+        for place in counted:
+            if not place.users and anyio.current_time() >= place.used + self._rest:
                 self._places.remove(place)
                 place.scope.cancel()
                 return True
         return False
 
-    def _open(self, token: Token | None) -> _Place:
-        place = _Place()
-        place.token = token
+    def _open(self, token: Token | None, make: Make) -> _Place:
+        place = _Place(token)
         self._places.append(place)
-        self._tasks.start_soon(self._run, place)
+        self._tasks.start_soon(self._run, place, make)
         return place
 
-    async def _run(self, place: _Place) -> None:
+    async def _run(self, place: _Place, make: Make) -> None:
         try:
             with place.scope:
-                async with self._make() as place.session, anyio.create_task_group() as group:
+                async with make() as place.session, anyio.create_task_group() as group:
                     place.settled.set()
                     group.start_soon(self._end_unused, place)
                     await place.session.watch()
@@ -201,6 +224,8 @@ class IsolationPool:
                     group.cancel_scope.cancel()
         except OverlayError as error:
             place.failure = error
+            if place.token == WITHOUT_TOKEN:
+                self.trouble = str(error)
         finally:
             self._forget(place)
 

@@ -131,24 +131,6 @@ async def _version(address: tuple[str, int], timeouts: I2pTimeouts) -> str:
         return sam.version
 
 
-async def answers(address: tuple[str, int], timeouts: I2pTimeouts) -> bool:
-    """Tell whether a router that was open still answers; one that is stopped keeps its sockets open.
-
-    Args:
-        address: of its SAM bridge.
-        timeouts: `hello` is the limit.
-
-    Returns:
-        False when nothing came in time. What fails otherwise is no sign of that: a router that ended closes
-        its sessions' sockets, which is seen there, and this process may have no descriptor left.
-    """
-    try:
-        await _version(address, timeouts)
-    except TransportUnavailableError as error:
-        return not isinstance(error.__cause__, TimeoutError)
-    return True
-
-
 class I2pdProcess:
     """A running i2pd and its keeper. Made by `launch_i2pd`.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import anyio
 import anyio.lowlevel
@@ -20,11 +20,12 @@ from overlay.transports.i2p.protocol import (
     VERSION,
     LineReader,
     Reply,
-    failure,
     hello,
     parse_reply,
 )
 from overlay.transports.i2p.settings import I2pTimeouts
+
+_MAX_SHOWN = 200  # letters of a router's own words in an error; its sentences have a few dozen
 
 
 class SamSocket(AsyncResource):
@@ -40,6 +41,11 @@ class SamSocket(AsyncResource):
         self.version = ""
         self._stream = stream
         self._lines = LineReader()
+
+    @property
+    def connection(self) -> ByteStream:
+        """What carries it, and the stream after it; for `cut_off`."""
+        return self._stream
 
     async def send(self, data: bytes) -> None:
         """Send all of `data`, in one piece where the system can.
@@ -190,6 +196,17 @@ def acknowledge(stream: ByteStream) -> None:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
+def cut_off(stream: ByteStream) -> None:
+    """End both directions at once for whoever uses a stream, who still has to close it.
+
+    What came before can be received; then it has ended, and what is sent fails. Closed it is left alone.
+    """
+    raw: socket.socket | None = stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - not Django
+    if raw is not None and raw.fileno() >= 0:
+        with suppress(OSError):  # the router has ended it already
+            raw.shutdown(socket.SHUT_RDWR)
+
+
 async def open_sam(address: tuple[str, int], timeouts: I2pTimeouts) -> SamSocket:
     """Connect to a SAM bridge and greet it.
 
@@ -201,7 +218,7 @@ async def open_sam(address: tuple[str, int], timeouts: I2pTimeouts) -> SamSocket
         the socket, which the caller closes.
 
     Raises:
-        TransportUnavailableError: nothing listens there, it is no SAM bridge, or one too old.
+        TransportUnavailableError: nothing listens there, it is no SAM bridge, one too old, or refuses.
         Cancelled, it leaves no socket behind.
     """
     where = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
@@ -250,11 +267,12 @@ def _granted(reply: Reply, where: str) -> str:
     """Read the version of SAM that the router grants.
 
     Raises:
-        failure: it grants none.
-        TransportUnavailableError: it does not have the one that was asked for, or grants another.
+        TransportUnavailableError: it does not have the one that was asked for, grants another, or refuses,
+            for whatever reason: nothing was asked yet, so neither a peer nor a key is to blame.
     """
     if not reply.ok and reply.result != "NOVERSION":
-        raise failure(reply)
+        said = (reply.message or reply.result or "without a reason")[:_MAX_SHOWN]
+        raise TransportUnavailableError(f"the I2P router at {where} refuses a greeting, {said}: restart it")
     version = reply.fields.get("VERSION", "") if reply.ok else ""
     if version != VERSION:
         raise TransportUnavailableError(f"the I2P router at {where} does not speak SAM {VERSION}: update it")

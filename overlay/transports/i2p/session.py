@@ -17,6 +17,7 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 import anyio
 from anyio.abc import ByteStream
@@ -35,12 +36,13 @@ from overlay.transports.i2p.protocol import (
     stream_accept,
     stream_connect,
 )
-from overlay.transports.i2p.sam import SamSocket, open_sam
+from overlay.transports.i2p.sam import SamSocket, cut_off, open_sam
 from overlay.transports.i2p.settings import I2pTimeouts, TunnelOptions
 
-AT_ONCE = 0.25
-"""Seconds within which no router makes tunnels: i2pd's first look at new ones comes after 20 s, or after
-0.6 s on the hastened clock of a private network. A session that is there sooner has an old destination."""
+AT_ONCE = 0.5
+"""Seconds from asking for a session within which no router makes tunnels: i2pd's first look at new ones comes
+after 20 s, or after 1.3 s on the hastened clock of a private network. A session that is there sooner has an
+old destination. Reaching the router does not count: a busy one is slow to greet and then quick to answer."""
 
 LINGERS = 5
 """Times the linger of a closed session for which a router may still have one of the same key: i2pd notices
@@ -65,6 +67,13 @@ class SamRefusal(Exception):  # noqa: N818 - not an error of the library: it say
         super().__init__(reply.result)
         self.error: OverlayError = failure(reply)
         self.rule: Retry = retry_rule(reply)
+
+    @property
+    def session_error(self) -> TransportUnavailableError:
+        """The error when it was a session that was refused: neither a peer nor a key of ours is to blame."""
+        if isinstance(self.error, TransportUnavailableError):
+            return self.error
+        return TransportUnavailableError(f"the I2P router refuses to make a session, with {self}: restart it")
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,11 @@ class SessionMaker:
                     f"the I2P router at {made.sam.where} made a session with another destination than it"
                     " was asked for: restart it"
                 )
-            yield StreamSession(made, destination, self)
+            session = StreamSession(made, destination, self)
+            try:
+                yield session
+            finally:
+                session.end()
         finally:
             await made.sam.aclose()
 
@@ -140,8 +153,10 @@ class SessionMaker:
             try:
                 made = await self._request(identifier, key.base64)
             except SamRefusal as refusal:
-                if refusal.rule is not Retry.NEW_IDENTIFIER:
+                if isinstance(refusal.error, MalformedError):
                     raise refusal.error from None
+                if refusal.rule is not Retry.NEW_IDENTIFIER:
+                    raise refusal.session_error from None
                 if began >= patience:
                     raise TransportUnavailableError(
                         "this node's I2P destination is in use on this router already: end the other program"
@@ -149,7 +164,7 @@ class SessionMaker:
                     ) from None
                 await anyio.sleep(self.timeouts.linger / LINGERS)
                 continue
-            if anyio.current_time() - began >= AT_ONCE or began >= patience:
+            if made.took >= AT_ONCE or began >= patience:
                 return made
             await made.sam.aclose()
             await anyio.sleep(self.timeouts.linger)
@@ -162,13 +177,15 @@ class SessionMaker:
                 return await self._request(self.entropy(_IDENTIFIER_BYTES).hex(), TRANSIENT)
             except SamRefusal as refusal:
                 if refusal.rule is not Retry.NEW_IDENTIFIER or names == _NAMES:
-                    raise refusal.error from None
+                    raise refusal.session_error from None
 
     async def _request(self, identifier: str, destination: str) -> _Made:
         command = session_create(identifier, "STREAM", destination, self.tunnels.options())
         async with _opened(self.address, self.timeouts) as sam:
+            began = anyio.current_time()
             with anyio.move_on_after(self.timeouts.create):
-                return _Made(identifier, sam, _granted(await sam.request(command, math.inf)))
+                reply = _granted(await sam.request(command, math.inf))
+                return _Made(identifier, sam, reply, anyio.current_time() - began)
             # It did answer the greeting, so it is not the router that is missing.
             raise TransportUnavailableError(
                 f"the I2P router at {sam.where} has built no tunnels yet within {self.timeouts.create:.0f} s,"
@@ -181,6 +198,7 @@ class _Made:
     identifier: str
     sam: SamSocket
     reply: Reply = field(repr=False)  # holds private keys
+    took: float  # seconds from the question to the answer
 
 
 @asynccontextmanager
@@ -219,31 +237,54 @@ class StreamSession:
 
     Attributes:
         destination: where its streams come from, and where callers reach it.
-        lost: set when the session has ended; its streams end with it.
+        lost: set when the session has ended; its streams end with it, also where the router hangs and closes
+            nothing.
     """
 
     def __init__(self, made: _Made, destination: Destination, maker: SessionMaker) -> None:
         self.destination = destination
         self.lost = anyio.Event()
-        self._why = _ENDED
         self._made = made
         self._address = maker.address
         self._timeouts = maker.timeouts
+        # Of its streams, and of what is asked for on it. Weakly: whoever has one closes it and tells nobody.
+        self._sockets: WeakSet[ByteStream] = WeakSet()
 
     async def watch(self) -> str:
         """Wait until the session ends, and tell why it did; whoever made it does this all the time."""
-        try:
-            # Nothing comes on this socket but a complaint, after which the router closes it.
-            with suppress(TransportUnavailableError):
-                await self._made.sam.read_line()
-        finally:
-            self.lost.set()
-        return self._why
+        # Nothing comes on this socket but a complaint, after which the router closes it.
+        with suppress(TransportUnavailableError):
+            await self._made.sam.read_line()
+        self.end()
+        return _ENDED
 
-    async def give_up(self, why: str = _ENDED) -> None:
-        """End it, because the router no longer knows it, or for another reason; `watch` returns."""
-        self._why = why
+    async def watch_until(self, event: anyio.Event) -> None:
+        """Wait for an event, while nobody else calls `watch`.
+
+        Raises:
+            TransportUnavailableError: the session ended before.
+        """
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                await self.watch()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            await event.wait()
+            tasks.cancel_scope.cancel()
+        if self.lost.is_set():
+            raise TransportUnavailableError(_ENDED)
+
+    async def give_up(self) -> None:
+        """End it, because the router no longer knows it; `watch` returns."""
         await self._made.sam.aclose()
+
+    def end(self) -> None:
+        """Say that it has ended, and end its streams; whoever has one still closes it."""
+        self.lost.set()
+        for connection in self._sockets:
+            cut_off(connection)
 
     async def connect(self, locator: NodeLocator) -> ByteStream:
         """Dial; there is no limit of time but the router's own.
@@ -257,7 +298,7 @@ class StreamSession:
             Cancelled, it leaves no socket behind.
         """
         command = stream_connect(self._made.identifier, locator.host)
-        async with _opened(self._address, self._timeouts) as sam:
+        async with self._opened() as sam:
             _granted(await sam.request(command, self._timeouts.dial))
         return sam.stream()
 
@@ -273,6 +314,19 @@ class StreamSession:
             Cancelled, it leaves no socket behind.
         """
         command = stream_accept(self._made.identifier)
-        async with _opened(self._address, self._timeouts) as sam:
+        async with self._opened() as sam:
             _granted(await sam.request(command, self._timeouts.reply))
         return sam
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[SamSocket]:
+        """Open a socket that ends with the session.
+
+        Raises:
+            TransportUnavailableError: the router is gone, or the session.
+        """
+        async with _opened(self._address, self._timeouts) as sam:
+            if self.lost.is_set():  # meanwhile
+                raise TransportUnavailableError(_ENDED)
+            self._sockets.add(sam.connection)
+            yield sam

@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+from anyio.abc import TaskGroup
 
 from overlay.connection import Connection, Listener, Properties, StreamConnection, Transport, TransportStatus
-from overlay.errors import OverlayError, TransportUnavailableError, UnreachableError
+from overlay.errors import TransportUnavailableError, UnreachableError
 from overlay.identity import Entropy
 from overlay.locators import NodeLocator
 from overlay.transports.i2p.destination import PrivateDestination
@@ -23,11 +24,12 @@ from overlay.transports.i2p.isolation import IsolationPool
 from overlay.transports.i2p.keys import load_key
 from overlay.transports.i2p.listener import I2pListener
 from overlay.transports.i2p.protocol import Retry
-from overlay.transports.i2p.router import RouterHandle, answers, open_router
+from overlay.transports.i2p.router import RouterHandle, open_router
 from overlay.transports.i2p.session import SamRefusal, SessionMaker, StreamSession
 from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, LaunchedRouter, TunnelOptions
 from overlay.transports.i2p.silence import Silence
 from overlay.transports.i2p.streams import connect_to_self
+from overlay.transports.i2p.watch import while_it_answers
 from overlay.transports.supervision import Lost, Supervisor
 
 I2P_PROPERTIES = Properties(
@@ -45,19 +47,13 @@ I2P_PROPERTIES = Properties(
 )
 """What connections between I2P destinations give; the receiver is authenticated by its signed lease set."""
 
-GREETING_INTERVAL = 30.0
-"""Seconds between greetings that show whether the router still answers: one that hangs is noticed
-before a dial through it has failed, and two short lines cost nothing. Whether the node is deaf is asked then
-too."""
-
 FIRST_TUNNELS = 900.0
-"""Seconds that an i2pd of our own has for its first tunnels, where `create` is not longer. A new one first
+"""Seconds that an i2pd of our own has for its first sessions, where `create` is not longer. A new one first
 has to learn of other routers, which takes minutes; given up on, it would be ended and begin again."""
 
 _BUILDING = "building tunnels, which takes 20 s and more"
 _BUILDING_FIRST = "building tunnels, which may take some minutes when the router is new"
 
-_MUTE = "the I2P router does not answer any more"
 _DEAF = "the I2P router has brought nothing from anybody for two minutes or longer"
 
 _ROUTER_PROGRESS = 40  # percent of a start: the router is there, its tunnels are not
@@ -130,16 +126,18 @@ class I2pTransport(Transport):
             facts |= {"router": f"{host}:{port}", "sam": self._found.version}
         if self._key is not None:
             facts["destination"] = self._key.public.locator.host
-        if self._supervisor.why:
-            facts["error"] = self._supervisor.why
-        return facts
+        trouble = "" if self._online is None else self._online.pool.trouble
+        error = f"no session to dial from: {trouble}" if trouble else self._supervisor.why
+        return facts | ({"error": error} if error else {})
 
     def carries(self, locator: NodeLocator) -> bool:
         """Tell whether `locator` is a destination that can be dialled; encrypted lease sets cannot."""
         return locator.protocol == "garlic32" and len(locator.address) == 32
 
     async def __aenter__(self) -> Self:
-        """Start the router, or attach to it, and wait until it has tunnels for this node's destination.
+        """Start the router, or attach to it, and wait until it has tunnels for this node's sessions.
+
+        Where that to dial from cannot be made, `facts` says so, and each dial tries again.
 
         Raises:
             TransportUnavailableError: it cannot be used; the message says why and what to do.
@@ -272,50 +270,43 @@ class I2pTransport(Transport):
     async def _go_online(self) -> AsyncIterator[Lost]:
         """Find the router, and make the sessions on it, for the length of a block."""
         async with open_router(self._router, self._timeouts, self._report) as router:
-            self._found = router
+            self._found, hearing = router, Hearing()
+            watch = while_it_answers(
+                router.address,
+                self._timeouts,
+                heard=lambda: hearing.count,
+                complaint=lambda: self._complain(hearing),
+            )
             try:
-                if self._key is None:
-                    self._key = await load_key(self._key_path, router.address, self._timeouts)
-                async with self._make_sessions(router, self._key) as online:
-                    self._set_online(online)
+                async with watch as tasks, self._make_sessions(router, hearing, tasks) as online:
                     yield online.session.watch
             finally:
                 self._set_online(None)
                 self._found = None
 
     @asynccontextmanager
-    async def _make_sessions(self, router: RouterHandle, key: PrivateDestination) -> AsyncIterator[Online]:
-        """Make this node's session and that it dials from, and see that the router goes on answering."""
-        timeouts, building = self._timeouts, _BUILDING
+    async def _make_sessions(
+        self, router: RouterHandle, hearing: Hearing, tasks: TaskGroup
+    ) -> AsyncIterator[Online]:
+        """Make this node's session and that it dials from, both at the same time."""
+        if self._key is None:
+            self._key = await load_key(self._key_path, router.address, self._timeouts)
+        maker = SessionMaker(router.address, self._tunnels, self._timeouts, self._entropy)
+        first, building = maker, _BUILDING
         if router.launched:
-            timeouts = replace(timeouts, create=max(timeouts.create, FIRST_TUNNELS))
+            patience = max(self._timeouts.create, FIRST_TUNNELS)
+            first = replace(maker, timeouts=replace(self._timeouts, create=patience))
             building = _BUILDING_FIRST
         self._report(TransportStatus("starting", building, _ROUTER_PROGRESS))
-        maker = SessionMaker(router.address, self._tunnels, timeouts, self._entropy)
-        failure: OverlayError | None = None
-        async with anyio.create_task_group() as tasks:
-            pool = IsolationPool(maker.transient, tasks, rest=ANSWER_ROUND_TRIPS * timeouts.round_trip)
-            pool.begin()  # at the same time as the node's own
-            try:
-                async with maker.own(key) as session:
-                    online = Online(session, pool, Silence(), Hearing())
-                    tasks.start_soon(self._watch_router, router, online)
-                    yield online
-            except OverlayError as error:
-                failure = error  # the group would wrap it
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        pool = IsolationPool(maker.transient, tasks, rest=ANSWER_ROUND_TRIPS * self._timeouts.round_trip)
+        settled = pool.begin(first.transient)
+        async with first.own(self._key) as session:
+            online = Online(session, pool, Silence(), hearing)
+            self._set_online(online)  # callers may come while there is nothing to dial from yet
+            await session.watch_until(settled)
+            yield online
 
-    async def _watch_router(self, router: RouterHandle, online: Online) -> None:
-        """Give the session up when the router answers or brings nothing; its sockets may stay open then."""
-        why = ""
-        while not why:
-            await anyio.sleep(GREETING_INTERVAL)
-            answered = await answers(router.address, self._timeouts)
-            now = anyio.current_time()
-            if not answered:
-                why = _MUTE
-            elif online.hearing.deaf(now) and self._rebuilds.take(now):
-                why = _DEAF
-        await online.session.give_up(why)
+    def _complain(self, hearing: Hearing) -> str:
+        """Tell why the sessions are to be made anew, if they are."""
+        now = anyio.current_time()
+        return _DEAF if hearing.deaf(now) and self._rebuilds.take(now) else ""

@@ -160,7 +160,12 @@ class FakeRouter:
         self._down = anyio.Event()
 
     def script(self, topic: str, *answers: Answer) -> None:
-        """Answer the next commands of `topic` (`STREAM CONNECT`) so, one after the other, then as before."""
+        """Answer the next commands of `topic` so, one after the other, then as before.
+
+        Args:
+            topic: `STREAM CONNECT`, or `SESSION CREATE TRANSIENT` for those sessions alone.
+            answers: what is answered.
+        """
         self._once[topic].extend(answers)
 
     def always(self, topic: str, answer: Answer) -> None:
@@ -292,12 +297,14 @@ class FakeRouter:
             await connection.aclose()
 
     def _choose(self, connection: FakeConnection, line: str) -> Answer:
-        topic = " ".join(line.split()[:2])
-        if self._once[topic]:
-            return self._once[topic].popleft()
-        if topic in self._always:
-            return self._always[topic]
-        return self._default(topic, connection, _fields(line))
+        topic, fields = " ".join(line.split()[:2]), _fields(line)
+        narrower = f"{topic} {fields.get('DESTINATION')}"
+        for each in (narrower, topic):
+            if self._once[each]:
+                return self._once[each].popleft()
+            if each in self._always:
+                return self._always[each]
+        return self._default(topic, connection, fields)
 
     def _default(self, topic: str, connection: FakeConnection, fields: dict[str, str]) -> Answer:
         match topic:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from overlay.errors import (
 from overlay.locators import NodeLocator, memory_locator
 from overlay.transports import supervision
 from overlay.transports.i2p import datagrams as module
+from overlay.transports.i2p import watch
 from overlay.transports.i2p.datagram_session import MAX_MESSAGE_BYTES
 from overlay.transports.i2p.datagrams import I2pDatagrams
 from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, TunnelOptions
@@ -275,6 +277,40 @@ async def test_lost_session_comes_back_with_the_same_destination(
         assert "closed the connection" in messages.facts["error"]
     assert states[0] == "starting"
     assert states[-2:] == ["ready", "stopped"]
+
+
+async def test_router_that_hangs_is_given_up_until_it_answers(
+    fake_router: FakeRouter, make: Callable[[I2pTimeouts], I2pDatagrams], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "GREETING_INTERVAL", 0.02)
+    messages = make(replace(TIMEOUTS, hello=0.1))
+    async with messages:
+        gone, back = anyio.Event(), anyio.Event()
+        messages.observe(lambda status: (back if status.state == "ready" else gone).set())
+        fake_router.always("HELLO VERSION", fake_router.stall())
+        with anyio.fail_after(5):
+            await gone.wait()
+        assert messages.facts["error"] == "the I2P router does not answer any more"
+        fake_router.usually("HELLO VERSION")
+        with anyio.fail_after(5):
+            await back.wait()
+
+
+async def test_router_that_brings_messages_is_kept(
+    fake_router: FakeRouter,
+    make: Callable[[I2pTimeouts], I2pDatagrams],
+    make_destination: MakeDestination,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "GREETING_INTERVAL", 0.02)
+    messages, sender = make(replace(TIMEOUTS, hello=0.1)), make_destination(2).public
+    async with messages:
+        before = len(await fake_router.seen("HELLO VERSION"))
+        fake_router.always("HELLO VERSION", fake_router.stall())
+        while len(await fake_router.seen("HELLO VERSION")) < before + 4:
+            await fake_router.deliver(session_of(fake_router), sender, b"!")
+            await messages.receive()
+        assert messages.status.state == "ready"
 
 
 async def test_router_that_is_restarted(

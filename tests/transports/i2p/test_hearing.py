@@ -57,6 +57,13 @@ def test_whatever_is_heard_from_whomever_starts_the_count_anew() -> None:
     assert not hearing.deaf(2 * DEAF_SECONDS)
 
 
+def test_each_thing_that_is_heard_counts() -> None:
+    hearing = Hearing()
+    for count in range(3):
+        assert hearing.count == count
+        hearing.heard()
+
+
 def test_idle_node_is_not_deaf() -> None:
     hearing = Hearing()
     assert not hearing.deaf(1e9)

@@ -22,13 +22,16 @@ ONE, TWO, THREE = (Token(name, 0) for name in (b"one", b"two", b"three"))
 CREATE = "SESSION CREATE"
 
 
+def maker_on(router: FakeRouter) -> SessionMaker:
+    return SessionMaker(router.address, TunnelOptions(), I2pTimeouts(create=5.0), os.urandom)
+
+
 @asynccontextmanager
 async def pool_on(
     router: FakeRouter, *, limit: int = MAX_ISOLATED, rest: float = 0.0, keep: float = 60.0
 ) -> AsyncIterator[IsolationPool]:
-    maker = SessionMaker(router.address, TunnelOptions(), I2pTimeouts(create=5.0), os.urandom)
     async with anyio.create_task_group() as tasks:
-        yield IsolationPool(maker.transient, tasks, rest=rest, limit=limit, keep=keep)
+        yield IsolationPool(maker_on(router).transient, tasks, rest=rest, limit=limit, keep=keep)
         tasks.cancel_scope.cancel()
     await router.until(lambda: all(connection.closed for connection in router.connections))
 
@@ -54,8 +57,8 @@ async def test_no_session_is_made_before_the_first_token(fake_router: FakeRouter
 
 
 async def test_the_session_without_a_token_is_kept(fake_router: FakeRouter) -> None:
-    async with pool_on(fake_router, limit=2, keep=0.0) as pool:
-        pool.begin()
+    async with pool_on(fake_router, limit=1, keep=0.0) as pool:
+        pool.begin(maker_on(fake_router).transient)
         first = await pool.acquire(WITHOUT_TOKEN)
         assert len(await fake_router.seen(CREATE)) == 1  # and no spare one beside it
         first.release()
@@ -84,6 +87,53 @@ async def test_all_in_use_is_said(fake_router: FakeRouter) -> None:
         ):
             await pool.acquire(THREE)
         assert len(fake_router.sessions) == 2
+
+
+async def test_tokens_take_no_room_from_dials_without_one(fake_router: FakeRouter) -> None:
+    async with pool_on(fake_router, limit=2) as pool:
+        for token in (ONE, TWO):
+            await pool.acquire(token)
+        usual = await pool.acquire(WITHOUT_TOKEN)
+        detours = [await pool.acquire(Token(b"", number)) for number in (1, 2)]
+        assert len({lease.session.destination for lease in (usual, *detours)}) == 3
+        assert len(fake_router.sessions) == 5
+        with pytest.raises(TransportUnavailableError, match="all 2 I2P sessions"):
+            await pool.acquire(THREE)
+
+
+async def test_dials_without_a_token_take_no_room_from_tokens(fake_router: FakeRouter) -> None:
+    async with pool_on(fake_router, limit=2) as pool:
+        for number in range(3):
+            await pool.acquire(Token(b"", number))
+        first = await pool.acquire(ONE)
+        assert (await pool.acquire(TWO)).session is not first.session
+
+
+async def test_idle_session_without_a_token_does_not_make_room(fake_router: FakeRouter) -> None:
+    async with pool_on(fake_router, limit=1) as pool:
+        detour = await pool.acquire(Token(b"", 1))
+        detour.release()
+        await pool.acquire(ONE)
+        with pytest.raises(TransportUnavailableError):
+            await pool.acquire(TWO)
+        assert (await pool.acquire(Token(b"", 1))).session is detour.session
+
+
+async def test_trouble_with_the_session_without_a_token_is_known_until_it_is_made(
+    fake_router: FakeRouter,
+) -> None:
+    async with pool_on(fake_router) as pool:
+        assert pool.trouble == ""
+        fake_router.script(CREATE, fake_router.reply('SESSION STATUS RESULT=I2P_ERROR MESSAGE="no"'))
+        with anyio.fail_after(5):
+            await pool.begin(maker_on(fake_router).transient).wait()
+        assert "no" in pool.trouble
+        await pool.acquire(WITHOUT_TOKEN)
+        assert pool.trouble == ""
+        fake_router.always(CREATE, fake_router.hang_up())
+        with pytest.raises(TransportUnavailableError):
+            await pool.acquire(ONE)
+        assert pool.trouble == ""  # a token's is the trouble of its dial
 
 
 async def test_the_longest_idle_session_makes_room(fake_router: FakeRouter) -> None:

@@ -18,7 +18,7 @@ import pytest
 from overlay.connection import TransportStatus
 from overlay.errors import TransportUnavailableError
 from overlay.transports.i2p import router as module
-from overlay.transports.i2p.router import RouterHandle, answers, find_i2pd, launch_i2pd, open_router
+from overlay.transports.i2p.router import RouterHandle, find_i2pd, launch_i2pd, open_router
 from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, LaunchedRouter
 
 if TYPE_CHECKING:
@@ -337,12 +337,3 @@ async def test_no_descriptor_is_left(
     settings = stand_in("")
     monkeypatch.setattr(where, what, refuse)
     assert "Too many open files" in await fails(settings)
-
-
-async def test_router_answers_unless_it_is_silent(fake_router: FakeRouter) -> None:
-    timeouts = I2pTimeouts(hello=0.1)
-    assert await answers(fake_router.address, timeouts)
-    fake_router.script("HELLO VERSION", fake_router.hang_up(), fake_router.stall())
-    assert await answers(fake_router.address, timeouts)  # an error of its own, which the sessions show
-    assert not await answers(fake_router.address, timeouts)
-    await fake_router.until(lambda: all(each.closed for each in fake_router.connections))

@@ -97,6 +97,24 @@ async def test_old_router(fake_router: FakeRouter, answer: str) -> None:
     assert await refused(fake_router) == f"the I2P router at {where} does not speak SAM 3.1: update it"
 
 
+@pytest.mark.parametrize(
+    "result",
+    ["CANT_REACH_PEER", "PEER_NOT_FOUND", "TIMEOUT", "INVALID_KEY", "INVALID_ID", "I2P_ERROR", "NEW"],
+)
+async def test_refused_greeting_is_the_routers_fault_whatever_it_says(
+    fake_router: FakeRouter, result: str
+) -> None:
+    fake_router.script(HELLO, fake_router.reply(f"HELLO REPLY RESULT={result}"))
+    said = await refused(fake_router)
+    assert f"refuses a greeting, {result}:" in said
+    assert str(fake_router.address[1]) in said
+
+
+async def test_refused_greeting_is_shown_within_bounds(fake_router: FakeRouter) -> None:
+    fake_router.script(HELLO, fake_router.reply(f'HELLO REPLY RESULT=NEW MESSAGE="{"busy " * 500}"'))
+    assert 200 < len(await refused(fake_router)) < 300
+
+
 async def test_cancelled_greeting_leaves_nothing_open(fake_router: FakeRouter) -> None:
     fake_router.script(HELLO, fake_router.stall())
     async with anyio.create_task_group() as group:

@@ -9,16 +9,19 @@ import pytest
 
 from overlay.errors import MalformedError, TransportUnavailableError, UnreachableError
 from overlay.locators import NodeLocator
+from overlay.transports.i2p import session as module
 from overlay.transports.i2p.protocol import Retry
+from overlay.transports.i2p.sam import open_sam
 from overlay.transports.i2p.session import SamRefusal, SessionMaker
 from overlay.transports.i2p.settings import I2pTimeouts, TunnelOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from anyio.abc import ByteStream
 
     from overlay.transports.i2p.destination import PrivateDestination
+    from overlay.transports.i2p.sam import SamSocket
     from tests.transports.i2p.conftest import FakeRouter
 
 PEER = NodeLocator("garlic32", bytes(32))
@@ -171,6 +174,47 @@ async def test_session_reply_cut_at_any_byte(fake_router: FakeRouter, key: Priva
         await fake_router.connections[-1].ended()
 
 
+@pytest.mark.parametrize("result", ["INVALID_KEY", "CANT_REACH_PEER", "I2P_ERROR"])
+async def test_refused_transient_session_is_neither_a_peers_fault_nor_that_of_our_key(
+    fake_router: FakeRouter, result: str
+) -> None:
+    fake_router.script("SESSION CREATE", fake_router.reply(f"SESSION STATUS RESULT={result}"))
+    with pytest.raises(TransportUnavailableError, match="I2P router re") as refused:
+        async with maker_on(fake_router).transient():
+            pytest.fail("refused")
+    assert "own key" not in str(refused.value)
+
+
+async def test_refused_own_session_is_not_a_peers_fault(
+    fake_router: FakeRouter, key: PrivateDestination
+) -> None:
+    fake_router.script("SESSION CREATE", fake_router.reply("SESSION STATUS RESULT=CANT_REACH_PEER"))
+    with pytest.raises(TransportUnavailableError, match="refuses to make a session, with CANT_REACH_PEER"):
+        async with maker_on(fake_router).own(key):
+            pytest.fail("refused")
+
+
+async def test_slow_greeting_does_not_make_an_old_destination_a_new_one(
+    fake_router: FakeRouter, key: PrivateDestination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def open_slowly(address: tuple[str, int], timeouts: I2pTimeouts) -> SamSocket:
+        await anyio.sleep(0.06)
+        return await open_sam(address, timeouts)
+
+    monkeypatch.setattr(module, "open_sam", open_slowly)
+    monkeypatch.setattr(module, "AT_ONCE", 0.05)
+    async with maker_on(fake_router, I2pTimeouts(linger=0.05)).own(key):
+        assert len(await fake_router.seen("SESSION CREATE")) >= 2
+
+
+async def test_session_that_is_there_in_time_is_kept(
+    fake_router: FakeRouter, key: PrivateDestination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 0.0)
+    async with maker_on(fake_router, I2pTimeouts()).own(key):
+        assert len(await fake_router.seen("SESSION CREATE")) == 1
+
+
 async def test_session_that_takes_too_long(fake_router: FakeRouter, key: PrivateDestination) -> None:
     fake_router.script("SESSION CREATE", fake_router.stall())
     with pytest.raises(TransportUnavailableError, match="has built no tunnels yet within 0 s, being new"):
@@ -228,10 +272,62 @@ async def test_session_that_is_given_up_is_lost(fake_router: FakeRouter, key: Pr
     async with maker_on(fake_router).own(key) as session, anyio.create_task_group() as tasks:
         tasks.start_soon(session.watch)
         await anyio.wait_all_tasks_blocked()
-        await session.give_up("for a reason")
+        await session.give_up()
         with anyio.fail_after(10):
             await session.lost.wait()
-        assert await session.watch() == "for a reason"
+        assert await session.watch() == "the I2P router ended, or ended the session"
+
+
+async def test_streams_end_with_their_session_though_the_router_closes_none(
+    fake_router: FakeRouter, key: PrivateDestination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_router, "_end_session", keep_streams)
+    async with anyio.create_task_group() as tasks:
+        async with maker_on(fake_router).own(key) as session:
+            stream = await session.connect(PEER)
+            waiting = await session.accept()
+            (far,) = fake_router.open("connect")
+            await far.send(b"last words")
+            tasks.start_soon(fail, waiting.wait_begun)
+            fake_router.script("STREAM CONNECT", fake_router.stall())
+            tasks.start_soon(fail, session.connect, PEER)
+            await fake_router.seen("STREAM CONNECT", 2)
+        with anyio.fail_after(5):
+            assert await stream.receive() == b"last words"
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+            with pytest.raises(anyio.BrokenResourceError):
+                await send_for_ever(stream)
+            tasks.start_soon(fail, session.connect, PEER)
+    await stream.aclose()
+    await waiting.aclose()
+    await fake_router.until(lambda: all(each.closed for each in fake_router.connections))
+
+
+async def keep_streams(_: str) -> None:
+    """What a router that is stopped does about the streams of a session that was closed."""
+
+
+async def fail(call: Callable[..., Awaitable[object]], *args: object) -> None:
+    with anyio.fail_after(5), pytest.raises(TransportUnavailableError):
+        await call(*args)
+
+
+async def test_sending_to_a_router_that_reads_nothing_ends_with_the_session(
+    fake_router: FakeRouter, key: PrivateDestination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_router, "_end_session", keep_streams)
+
+    async def send() -> None:
+        with anyio.fail_after(5), pytest.raises(anyio.BrokenResourceError):
+            await send_for_ever(stream)
+
+    async with anyio.create_task_group() as tasks, maker_on(fake_router).own(key) as session:
+        stream = await session.connect(PEER)
+        fake_router.reads_late = 1000.0
+        tasks.start_soon(send)
+        await anyio.wait_all_tasks_blocked()
+    await stream.aclose()
 
 
 async def test_stream_carries_bytes_both_ways(fake_router: FakeRouter, key: PrivateDestination) -> None:

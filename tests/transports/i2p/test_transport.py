@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,7 +20,7 @@ from overlay.locators import NodeLocator
 from overlay.testing.conformance import CHECKS, Check, check_nobody, check_properties
 from overlay.testing.pair import TransportPair, read_exactly, read_to_end
 from overlay.transports import supervision
-from overlay.transports.i2p import dial, hearing
+from overlay.transports.i2p import dial, hearing, isolation, watch
 from overlay.transports.i2p import transport as module
 from overlay.transports.i2p.router import RouterHandle
 from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, TunnelOptions
@@ -127,6 +128,14 @@ async def test_router_is_a_fact_while_it_builds_tunnels(fake_router: FakeRouter,
     assert "router" not in transport.facts
 
 
+def router_of_our_own(router: FakeRouter, *, launched: bool = True) -> Callable[..., object]:
+    @asynccontextmanager
+    async def found(*_: object) -> AsyncIterator[RouterHandle]:
+        yield RouterHandle(router.address, "3.1", launched)
+
+    return found
+
+
 @pytest.mark.parametrize(("launched", "limit", "words"), [(False, 0, "20 s and more"), (True, 1, "minutes")])
 async def test_router_without_tunnels(
     fake_router: FakeRouter,
@@ -137,11 +146,7 @@ async def test_router_without_tunnels(
     limit: int,
     words: str,
 ) -> None:
-    @asynccontextmanager
-    async def found(*_: object) -> AsyncIterator[RouterHandle]:
-        yield RouterHandle(fake_router.address, "3.1", launched)
-
-    monkeypatch.setattr(module, "open_router", found)
+    monkeypatch.setattr(module, "open_router", router_of_our_own(fake_router, launched=launched))
     monkeypatch.setattr(module, "FIRST_TUNNELS", 0.6)
     fake_router.always(CREATE, fake_router.stall())
     transport = transport_on(fake_router, key_path, I2pTimeouts(create=0.1, linger=0.0))
@@ -152,6 +157,95 @@ async def test_router_without_tunnels(
     assert details[-2].startswith("building tunnels, which ")
     assert words in details[-2]
     await all_closed(fake_router)
+
+
+def later(fake_router: FakeRouter, made: PrivateDestination) -> Awaitable[None]:
+    """Make the session that dials come from, which was kept waiting."""
+    waiting = [each for each in fake_router.connections if not each.closed and not each.kind]
+    return waiting[-1].send(f"SESSION STATUS RESULT=OK DESTINATION={made.base64}\n".encode())
+
+
+async def test_ready_when_there_is_a_session_to_dial_from(
+    fake_router: FakeRouter, key_path: Path, make_destination: Callable[[int], PrivateDestination]
+) -> None:
+    fake_router.always(f"{CREATE} TRANSIENT", fake_router.stall())
+    transport = transport_on(fake_router, key_path)
+    before: list[str] = []
+
+    async def make_later() -> None:
+        await fake_router.until(lambda: fake_router.sessions and transients(fake_router))
+        await anyio.wait_all_tasks_blocked()
+        before.append(transport.status.state)
+        await later(fake_router, make_destination(9))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(make_later)
+        async with transport:
+            assert before == ["starting"]
+            assert "error" not in transport.facts
+
+
+async def test_ready_without_a_session_to_dial_from_says_so_until_there_is_one(
+    fake_router: FakeRouter, key_path: Path
+) -> None:
+    refusal = fake_router.reply('SESSION STATUS RESULT=I2P_ERROR MESSAGE="too many"')
+    fake_router.script(f"{CREATE} TRANSIENT", refusal)
+    async with transport_on(fake_router, key_path) as transport:
+        assert transport.status.state == "ready"
+        assert transport.facts["error"].startswith("no session to dial from: the I2P router reports an error")
+        async with await transport.connect(PEER):
+            assert "error" not in transport.facts
+
+
+async def test_own_session_that_is_lost_while_that_to_dial_from_is_made(
+    fake_router: FakeRouter, key_path: Path
+) -> None:
+    fake_router.always(f"{CREATE} TRANSIENT", fake_router.stall())
+    transport = transport_on(fake_router, key_path)
+
+    async def enter() -> None:
+        with anyio.fail_after(5), pytest.raises(TransportUnavailableError, match="ended the session"):
+            await transport.__aenter__()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(enter)
+        await fake_router.until(lambda: fake_router.sessions)
+        while transport.facts["session"] != "ready":
+            await anyio.wait_all_tasks_blocked()
+        await fake_router.lose(own_session(fake_router))
+    await all_closed(fake_router)
+
+
+async def test_patience_of_the_start_is_not_that_of_later_sessions(
+    fake_router: FakeRouter, key_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "open_router", router_of_our_own(fake_router))
+    timeouts = replace(LOCAL, create=0.1, dial=0.3)
+    monkeypatch.setattr(module, "FIRST_TUNNELS", 60.0)
+    fake_router.always(CREATE, fake_router.stall())
+    transport = transport_on(fake_router, key_path, timeouts)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(transport.__aenter__)
+        await fake_router.seen(CREATE, 2)
+        await anyio.sleep(3 * timeouts.create)
+        assert transport.status.state == "starting"
+        assert all(not each.closed for each in fake_router.connections[-2:])
+        tasks.cancel_scope.cancel()
+    fake_router.usually(CREATE)
+    async with transport:
+        fake_router.always(CREATE, fake_router.stall())
+        with pytest.raises(TransportUnavailableError, match="no tunnels yet within 0 s"):
+            await transport.connect(PEER, isolation=b"one")
+
+
+async def test_tokens_leave_room_for_dials_without_one(fake_router: FakeRouter, key_path: Path) -> None:
+    async with transport_on(fake_router, key_path) as transport, AsyncExitStack() as stack:
+        for number in range(isolation.MAX_ISOLATED):
+            token = bytes([number + 1])
+            await stack.enter_async_context(await transport.connect(PEER, isolation=token))
+        await fake_router.lose(transients(fake_router)[0])
+        async with await transport.connect(PEER):
+            assert transport.status.state == "ready"
 
 
 async def test_destination_survives_a_restart(fake_router: FakeRouter, key_path: Path) -> None:
@@ -399,7 +493,7 @@ async def test_router_that_comes_back(
         await fake_router.kill()
         await fake_router.start()
         await back.wait()
-        assert details[0] == ("the I2P router ended, or ended the session, attaching to it again (attempt 1)")
+        assert details[0] == ("the I2P router ended, or ended the session; attaching to it again (attempt 1)")
         assert tuple(listener.locators) == locators
         await fake_router.call(own_session(fake_router), make_destination(3).public, b"hello")
         async with await listener.accept() as accepted:
@@ -413,7 +507,7 @@ async def test_router_that_hangs_is_given_up_until_it_answers(
     make_destination: Callable[[int], PrivateDestination],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "GREETING_INTERVAL", 0.05)
+    monkeypatch.setattr(watch, "GREETING_INTERVAL", 0.05)
     timeouts = I2pTimeouts(dial=5.0, hello=0.5, create=5.0, reply=5.0, linger=0.0, round_trip=0.01)
     async with (
         transport_on(fake_router, key_path, timeouts) as transport,
@@ -427,7 +521,7 @@ async def test_router_that_hangs_is_given_up_until_it_answers(
         fake_router.always(HELLO, fake_router.stall())
         with anyio.fail_after(10):
             await gone.wait()
-        assert details[0] == "the I2P router does not answer any more, attaching to it again (attempt 1)"
+        assert details[0] == "the I2P router does not answer any more; attaching to it again (attempt 1)"
         assert errors[0] == "the I2P router does not answer any more"
         await fake_router.until(lambda: not fake_router.sessions)
         fake_router.usually(HELLO)
@@ -439,10 +533,101 @@ async def test_router_that_hangs_is_given_up_until_it_answers(
     await all_closed(fake_router)
 
 
+@pytest.mark.parametrize("topic", [CREATE, f"{CREATE} TRANSIENT"])
+async def test_router_that_hangs_while_it_makes_sessions_is_noticed(
+    fake_router: FakeRouter, key_path: Path, monkeypatch: pytest.MonkeyPatch, topic: str
+) -> None:
+    monkeypatch.setattr(watch, "GREETING_INTERVAL", 0.02)
+    transport = transport_on(fake_router, key_path, replace(LOCAL, hello=0.1, create=60.0))
+    fake_router.always(topic, fake_router.stall())
+
+    async def enter() -> None:
+        with anyio.fail_after(5), pytest.raises(TransportUnavailableError, match="does not answer any more"):
+            await transport.__aenter__()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(enter)
+        await fake_router.seen(CREATE, 2)
+        fake_router.always(HELLO, fake_router.stall())
+    await all_closed(fake_router)
+
+
+async def test_streams_end_when_a_router_is_given_up_that_closes_nothing(
+    fake_router: FakeRouter,
+    key_path: Path,
+    make_destination: Callable[[int], PrivateDestination],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def keep_streams(_: str) -> None:
+        """What a stopped router does about them."""
+
+    monkeypatch.setattr(watch, "GREETING_INTERVAL", 0.02)
+    monkeypatch.setattr(fake_router, "_end_session", keep_streams)
+    timeouts = replace(LOCAL, hello=0.1)
+    async with (
+        transport_on(fake_router, key_path, timeouts) as transport,
+        await transport.listen() as listener,
+    ):
+        connection, _ = await dialled(fake_router, transport)
+        await fake_router.call(own_session(fake_router), make_destination(3).public)
+        async with connection, await listener.accept() as accepted:
+            fake_router.always(HELLO, fake_router.stall())
+            with anyio.fail_after(5):
+                for each in (connection, accepted):
+                    assert await read_to_end(each) == b""
+                    with pytest.raises(anyio.BrokenResourceError):
+                        await send_for_ever(each)
+
+
+async def test_router_that_brings_something_is_kept_though_it_is_slow_to_greet(
+    fake_router: FakeRouter, key_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "GREETING_INTERVAL", 0.02)
+    async with transport_on(fake_router, key_path, replace(LOCAL, hello=0.1)) as transport:
+        connection, far = await dialled(fake_router, transport)
+        async with connection:
+            before = len(await fake_router.seen(HELLO))
+            fake_router.always(HELLO, fake_router.stall())
+            while len(await fake_router.seen(HELLO)) < before + 2 * watch.MISSES:
+                await far.send(b"alive")
+                assert await connection.receive()
+            assert transport.status.state == "ready"
+
+
+async def test_dial_that_meets_an_odd_greeting_does_not_blame_the_peer(
+    fake_router: FakeRouter, key_path: Path
+) -> None:
+    async with transport_on(fake_router, key_path, QUICK) as transport:
+        fake_router.always(HELLO, fake_router.reply("HELLO REPLY RESULT=CANT_REACH_PEER"))
+        with pytest.raises(TransportUnavailableError, match="refuses a greeting, CANT_REACH_PEER"):
+            await transport.connect(PEER)
+        fake_router.usually(HELLO)
+        async with await transport.connect(PEER):
+            assert transport.status.state == "ready"
+
+
+async def test_odd_greetings_end_neither_the_transport_nor_its_listener(
+    fake_router: FakeRouter,
+    key_path: Path,
+    make_destination: Callable[[int], PrivateDestination],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "GREETING_INTERVAL", 0.01)
+    async with transport_on(fake_router, key_path) as transport:
+        odd = fake_router.reply("HELLO REPLY RESULT=CANT_REACH_PEER")
+        before = len(await fake_router.seen(HELLO))
+        fake_router.script(HELLO, odd, odd, odd)
+        async with await transport.listen() as listener:
+            await fake_router.seen(HELLO, before + 5)
+            await fake_router.call(own_session(fake_router), make_destination(3).public)
+            await (await listener.accept()).aclose()
+            assert transport.status.state == "ready"
+
+
 async def test_router_that_answers_greetings_otherwise_is_kept(
     fake_router: FakeRouter, key_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "GREETING_INTERVAL", 0.01)
+    monkeypatch.setattr(watch, "GREETING_INTERVAL", 0.01)
     async with transport_on(fake_router, key_path) as transport:
         before = len(await fake_router.seen(HELLO))
         fake_router.script(HELLO, fake_router.hang_up(), fake_router.hang_up())
@@ -455,7 +640,7 @@ async def test_router_that_answers_greetings_otherwise_is_kept(
 async def test_left_while_the_router_is_greeted(
     fake_router: FakeRouter, key_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "GREETING_INTERVAL", 0.05)
+    monkeypatch.setattr(watch, "GREETING_INTERVAL", 0.05)
     async with transport_on(fake_router, key_path):
         before = len(await fake_router.seen(HELLO))
         fake_router.always(HELLO, fake_router.stall())
@@ -605,7 +790,7 @@ async def test_a_stream_that_is_closed_here_soon_proves_nothing(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count a node as deaf as soon as one dial to each of two peers was in vain, and ask all the time."""
-    monkeypatch.setattr(module, "GREETING_INTERVAL", 0.01)
+    monkeypatch.setattr(watch, "GREETING_INTERVAL", 0.01)
     monkeypatch.setattr(hearing, "DEAF_SECONDS", 0.0)
 
 
