@@ -17,7 +17,14 @@ from overlay.locators import NodeLocator
 from overlay.peer import dialling, routes
 from overlay.peer.accept import Delivery
 from overlay.peer.channels import REOPEN_PAUSE
-from overlay.peer.dialling import ANONYMOUS_IDLE, DIAL_ATTEMPTS, DIAL_PAUSE, LEAST_PATIENCE, Dialled, InconclusiveError
+from overlay.peer.dialling import (
+    ANONYMOUS_IDLE,
+    DIAL_ATTEMPTS,
+    DIAL_PAUSE,
+    LEAST_PATIENCE,
+    Dialled,
+    InconclusiveError,
+)
 from overlay.peer.links import Lane
 from overlay.peer.node import Node, NodeOptions, PeerStatus
 from overlay.peer.routes import LEAST_HEAD_START, MOST_HEAD_START, Way
