@@ -21,7 +21,8 @@ def tor(options: argparse.Namespace, output: Output) -> int:
     def announce(torrc: Path) -> None:
         output.data({"torrc": str(torrc)}, f"overlay up --torrc {printable(str(torrc))}")
 
-    anyio.run(_run, partial(testnet.run_tor, _folder(options), options.relays, announce))
+    run = partial(testnet.run_tor, link_delay=options.link_delay, link_rate=options.link_rate)
+    anyio.run(_run, partial(run, _folder(options), options.relays, announce))
     return DONE
 
 

@@ -228,21 +228,3 @@ class _Keeper:
     def close(self) -> None:
         self._output.close()
         self._errors.close()
-
-
-async def serve_private_i2p_network(
-    directory: Path | None, routers: int, ready: Callable[[PrivateI2pNetwork], None]
-) -> None:
-    """Run a private I2P network until cancelled.
-
-    Args:
-        directory: as for `PrivateI2pNetwork`.
-        routers: as for `PrivateI2pNetwork`.
-        ready: called once, when clients can start.
-
-    Raises:
-        TransportUnavailableError: as for `PrivateI2pNetwork.__aenter__`.
-    """
-    async with PrivateI2pNetwork(directory, routers) as network:
-        ready(network)
-        await anyio.sleep_forever()

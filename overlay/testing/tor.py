@@ -5,6 +5,9 @@ service's four, and four nodes are the fewest that can carry both. The authority
 descriptors are in, which makes a network in about five seconds instead of half a minute.
 
 Everything it does stays on 127.0.0.1; it protects nobody.
+
+Loopback has no distances, which hides what an onion service's seven links cost. With a delay or a rate, each
+relay is reached through a forwarder in front of its port, which makes bytes late and takes no more than told.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from typing import Self
 import anyio
 
 from overlay.errors import TransportUnavailableError
+from overlay.testing.delay_line import Distance
+from overlay.testing.distance import open_distance
 from overlay.transports.private_files import write_private
 from overlay.transports.tor.control import ControlConnection, TorRefusedError
 from overlay.transports.tor.process import TorProcess, find_program, launch_tor, quote
@@ -59,10 +64,12 @@ COMMON_LINES = (
     "OutboundBindAddress 127.0.0.1",
     "AddressDisableIPv6 1",
     "NumCPUs 1",
-    # The default scheduler batches, which costs 16 ms for each small round trip on loopback.
-    "Schedulers Vanilla",
 )
 """What every tor of the network has in its configuration, clients included."""
+
+NEARBY_LINES = ("Schedulers Vanilla",)
+"""The same in a network without distance: the default scheduler batches, which costs 16 ms for each small
+round trip. Where the round trip is that of a real network, so is the scheduler."""
 
 _RELAY_LINES = (
     "AvoidDiskWrites 1",
@@ -113,7 +120,14 @@ class PrivateTorNetwork:
         directory: where the nodes keep their files; by default a new temporary one. Its path must be
             short, because Unix sockets are made in it. Nodes of an earlier run in it are replaced.
         relays: relays beside the authority, at least 3.
+        link_delay: seconds that bytes are on their way to a relay, and back, at most 1; of what clients send
+            each other through an onion service, seven times.
+        link_rate: bytes a second that a relay takes in from those who connected to it, all together, and
+            that it sends back to them; None for no limit.
         clock: the wall clock, which tor's voting schedule goes by, in seconds since 1970.
+
+    Raises:
+        MalformedError: a delay or a rate that no link can have.
 
     Attributes:
         directory: where the nodes keep their files.
@@ -126,8 +140,11 @@ class PrivateTorNetwork:
         directory: Path | None = None,
         relays: int = MIN_RELAYS,
         *,
+        link_delay: float = 0.0,
+        link_rate: int | None = None,
         clock: Callable[[], float] = time.time,  # noqa: TID251 - tor goes by the same clock
     ) -> None:
+        self._distance = Distance(link_delay, link_rate)
         self._given = directory
         self._relays = relays
         self._clock = clock
@@ -196,36 +213,29 @@ class PrivateTorNetwork:
         controls: AsyncExitStack,
     ) -> list[_Node]:
         directory_port, *ports = _free_ports(len(names) + 1)
-        common = [*COMMON_LINES, authority.torrc_line(ports[0], directory_port)]
-        write_private(self.client_torrc, "".join(f"{line}\n" for line in common).encode())
         async with AsyncExitStack() as attempt:
+            advertised = await self._advertise(ports, attempt)
+            common = [*COMMON_LINES, *(() if self._distance else NEARBY_LINES)]
+            common.append(authority.torrc_line(advertised[0], directory_port))
+            write_private(self.client_torrc, "".join(f"{line}\n" for line in common).encode())
             started = []
-            for name, port in zip(names, ports, strict=True):
+            for name, *places in zip(names, ports, advertised, strict=True):
                 directory = self.directory / name
-                lines = _node_lines(directory, common, port, directory_port, self._clock())
+                lines = _node_lines(
+                    directory, [*common, *_port_lines(*places)], directory_port, self._clock()
+                )
                 _remember_bandwidth(directory, self._clock())
                 started.append((directory, await attempt.enter_async_context(launch_tor(lines, directory))))
             nodes = [_Node(*node, await _connect(*node, controls)) for node in started]
             stack.push_async_exit(attempt.pop_all())
         return nodes
 
-
-async def serve_private_network(
-    directory: Path | None, relays: int, ready: Callable[[PrivateTorNetwork], None]
-) -> None:
-    """Run a private Tor network until cancelled.
-
-    Args:
-        directory: as for `PrivateTorNetwork`.
-        relays: as for `PrivateTorNetwork`.
-        ready: called once, when clients can start.
-
-    Raises:
-        TransportUnavailableError: as for `PrivateTorNetwork.__aenter__`.
-    """
-    async with PrivateTorNetwork(directory, relays) as network:
-        ready(network)
-        await anyio.sleep_forever()
+    async def _advertise(self, ports: Sequence[int], stack: AsyncExitStack) -> Sequence[int]:
+        """Put the distance in front of the relays' ports, and give the ports by which they are known."""
+        if not self._distance:
+            return ports
+        log = self.directory / "distance.log"
+        return await stack.enter_async_context(open_distance(self._distance, ports, log))
 
 
 @dataclass(frozen=True)
@@ -285,16 +295,19 @@ async def _run(step: str, command: Sequence[str], directory: Path) -> None:
         raise TransportUnavailableError(f"the private Tor network failed at {step}: {said[-1:]}")
 
 
-def _node_lines(
-    directory: Path, common: Sequence[str], port: int, directory_port: int, now: float
-) -> list[str]:
+def _port_lines(port: int, advertised: int) -> list[str]:
+    if port == advertised:
+        return [f"ORPort 127.0.0.1:{port}"]
+    return [f"ORPort 127.0.0.1:{advertised} NoListen", f"ORPort 127.0.0.1:{port} NoAdvertise"]
+
+
+def _node_lines(directory: Path, common: Sequence[str], directory_port: int, now: float) -> list[str]:
     lines = [
         *common,
         *_RELAY_LINES,
         f"Nickname {directory.name}",
         f"DataDirectory {quote(directory)}",
         f"ControlSocket {quote(directory / 'control.sock')}",
-        f"ORPort 127.0.0.1:{port}",
     ]
     if directory.name == _AUTHORITY:
         # An offset that puts the next scheduled vote far off: it is called when all descriptors are in.

@@ -16,7 +16,8 @@ import pytest
 
 from overlay.errors import MalformedError, TransportUnavailableError
 from overlay.testing import i2p_readiness
-from overlay.testing.i2p import PrivateI2pNetwork, serve_private_i2p_network
+from overlay.testing.i2p import PrivateI2pNetwork
+from overlay.testing.serving import serve
 from overlay.transports.i2p import protocol, router
 from overlay.transports.i2p.sam import open_sam
 from overlay.transports.i2p.settings import I2pTimeouts, TunnelOptions
@@ -25,8 +26,9 @@ TIMEOUTS = I2pTimeouts()
 
 KILLED_PARENT = """
 import anyio
-from overlay.testing.i2p import serve_private_i2p_network
-anyio.run(serve_private_i2p_network, None, 8, lambda network: print(network.directory, flush=True))
+from overlay.testing.i2p import PrivateI2pNetwork
+from overlay.testing.serving import serve
+anyio.run(serve, PrivateI2pNetwork(), lambda network: print(network.directory, flush=True))
 """
 
 
@@ -134,7 +136,7 @@ async def test_cancelled_network_leaves_nothing(i2p_network: PrivateI2pNetwork) 
             assert len(routers_of(network.directory)) == 8
             scope.cancel()
 
-        await serve_private_i2p_network(None, 8, ready)
+        await serve(PrivateI2pNetwork(), ready)
     assert not left[0].exists()
     assert routers_of(left[0]) == []
     assert len(routers_of(i2p_network.directory)) == 8  # two networks live side by side

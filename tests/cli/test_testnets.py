@@ -1,0 +1,26 @@
+"""`overlay testnet`, as far as it goes without a network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Command
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--link-delay", "1.5", "a link's delay is 0 to 1 seconds, not 1.5"),
+        ("--link-delay", "-1", "invalid number of seconds"),
+        ("--link-rate", "0", "a rate is a number of bytes a second, above 0"),
+    ],
+)
+def test_links_that_cannot_be_are_wrong_use(
+    overlay: Command, option: str, value: str, complaint: str
+) -> None:
+    done = overlay("testnet", "tor", option, value)
+    assert (done.code, done.out) == (2, "")
+    assert complaint in done.err
