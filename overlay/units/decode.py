@@ -33,7 +33,9 @@ DEFAULT_WINDOW = 128
 _NO_CHILD = bytes(PAIR_BYTES)
 
 
-class _Pair(NamedTuple):
+class Pair(NamedTuple):
+    """A child as its node names it."""
+
     reference: bytes
     key: bytes
 
@@ -73,10 +75,10 @@ class Decoder:
         self._window = window
         # Children still to be planned, last first, with their level; a node leaves as soon as it is used up,
         # so that an empty path means that nothing follows.
-        self._path: list[tuple[int, list[_Pair]]] = [
-            (capability.level, [_Pair(capability.reference, capability.key)])
+        self._path: list[tuple[int, list[Pair]]] = [
+            (capability.level, [Pair(capability.reference, capability.key)])
         ]
-        self._branch: tuple[int, _Pair] | None = None  # the node without which planning cannot go on
+        self._branch: tuple[int, Pair] | None = None  # the node without which planning cannot go on
         self._leaves: deque[_Leaf] = deque()
         self._waiting: dict[bytes, list[_Leaf]] = {}  # in the order of the content
         self._planned = 0
@@ -166,23 +168,23 @@ class Decoder:
     def _open_leaf(self, leaf: _Leaf, data: bytes) -> bytes:
         content = apply_cipher(leaf.key, 0, data)
         if leaf.last:
-            content = _unpad(content)
+            content = unpad(content)
         if self._size is not None:
             end = leaf.start + len(content)
             if end > self._size or (leaf.last and end < self._size):
                 raise MalformedError(f"the content has not the {self._size} bytes that it is said to have")
         return content
 
-    def _enter(self, level: int, pair: _Pair, data: bytes) -> None:
+    def _enter(self, level: int, pair: Pair, data: bytes) -> None:
         node = apply_cipher(pair.key, level, data)
         if hashlib.blake2b(node, digest_size=HASH_BYTES).digest() != pair.key:
             raise MalformedError("a node of the content does not fit its key: the read capability is wrong")
-        self._path.append((level - 1, _read_pairs(node)))
+        self._path.append((level - 1, read_pairs(node)))
         self._branch = None
         self._plan()
 
 
-def _read_pairs(node: bytes) -> list[_Pair]:
+def read_pairs(node: bytes) -> list[Pair]:
     """List the children of a node, last first.
 
     Raises:
@@ -192,7 +194,7 @@ def _read_pairs(node: bytes) -> list[_Pair]:
     while end and node[end - PAIR_BYTES : end] == _NO_CHILD:
         end -= PAIR_BYTES
     pairs = [
-        _Pair(node[start : start + HASH_BYTES], node[start + HASH_BYTES : start + PAIR_BYTES])
+        Pair(node[start : start + HASH_BYTES], node[start + HASH_BYTES : start + PAIR_BYTES])
         for start in range(end - PAIR_BYTES, -1, -PAIR_BYTES)
     ]
     if not pairs or (bytes(HASH_BYTES), bytes(HASH_BYTES)) in pairs:
@@ -200,7 +202,7 @@ def _read_pairs(node: bytes) -> list[_Pair]:
     return pairs
 
 
-def _unpad(block: bytes) -> bytes:
+def unpad(block: bytes) -> bytes:
     """Take the padding off the last leaf.
 
     Raises:
