@@ -1,0 +1,57 @@
+"""What a transfer tells its driver to do, and what it shows of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from overlay.identity import NodeIdentifier
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open a circuit of its own to a provider: shared with nothing else."""
+
+    circuit: int
+    provider: NodeIdentifier
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask for chunks on an open circuit: 1 to 64 references."""
+
+    circuit: int
+    request: int
+    references: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close a circuit, or stop opening it; its requests end with it. It may be over by itself already."""
+
+    circuit: int
+
+
+Action = Open | Ask | Close
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a display of progress shows.
+
+    Attributes:
+        received: bytes of chunks that came, each counted once.
+        rate: bytes per second, smoothed over some seconds.
+        seconds_left: at this rate; None while the size or the rate is not known.
+        circuits: that are open.
+        opening: circuits that are not open yet.
+        providers: to whom a circuit is open.
+        outstanding: chunks that are asked for.
+    """
+
+    received: int
+    rate: float
+    seconds_left: float | None
+    circuits: int
+    opening: int
+    providers: int
+    outstanding: int

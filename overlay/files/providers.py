@@ -1,0 +1,177 @@
+"""Who may have the chunks: who is asked next, who is left alone for a while, and who for good."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from overlay.identity import NodeIdentifier
+
+FIRST_PAUSE = 2.0
+"""Seconds until a provider that failed is tried again; doubled with each failure in a row."""
+
+MAX_PAUSE = 60.0
+"""Seconds of the longest such pause: a node that came back is noticed within a minute."""
+
+MAX_FAILURES = 6
+"""Failures in a row after which a provider is given up: one minute of pauses, and six attempts to open a
+circuit, which over Tor take up to a minute each."""
+
+BARREN_PAUSE = 10.0
+"""Seconds until a provider that had nothing of what it was asked for is asked for other chunks; doubled each
+time in a row. It may have a part that is not wanted yet."""
+
+MAX_DOUBLINGS = 5
+"""A pause is doubled at most so often: 32 times the first."""
+
+
+class Reason(StrEnum):
+    """Why a transfer cannot be finished."""
+
+    UNREACHABLE = "unreachable"
+    """A provider that may have what is missing was not reached, or did not answer: later it may."""
+    ABSENT = "absent"
+    """Everybody who was reached says that a chunk is not there."""
+    LIED = "lied"
+    """Whoever answered sent wrong chunks."""
+    NOBODY = "nobody"
+    """No provider is known."""
+
+
+class _State(StrEnum):
+    USABLE = "usable"
+    GIVEN_UP = "given up"
+    LIED = "lied"
+
+
+@dataclass(slots=True)
+class _Provider:
+    state: _State = _State.USABLE
+    failures: int = 0
+    barren: int = 0
+    paused_until: float = 0.0
+    reached: bool = False
+    rate: float = 0.0  # bytes per second of one of its circuits; 0 while it is not known
+    lacks: set[bytes] = field(default_factory=set)
+
+
+class Providers:
+    """The providers of one transfer.
+
+    Args:
+        nodes: in the order in which they are tried first.
+    """
+
+    def __init__(self, nodes: Iterable[NodeIdentifier]) -> None:
+        self._providers = {node: _Provider() for node in nodes}
+
+    def add(self, node: NodeIdentifier) -> None:
+        """Learn one more; whoever is known already keeps its past."""
+        self._providers.setdefault(node, _Provider())
+
+    def pick(
+        self, circuits: Mapping[NodeIdentifier, int], fresh: Container[NodeIdentifier], most: int, now: float
+    ) -> NodeIdentifier | None:
+        """Choose whom the next circuit leads to.
+
+        One that was not tried comes first. Where there are several, one that was not reached yet gets one
+        circuit only; while it still may be, its share is kept for it. Of the others it is the
+        one whose circuits carry most, the more so the fewer it has already.
+
+        Args:
+            circuits: how many each provider has.
+            fresh: providers to whom a circuit was begun only just now.
+            most: circuits of all together.
+            now: seconds.
+        """
+        ready = [(node, it) for node, it in self._usable() if it.paused_until <= now]
+        untried = [node for node, _ in ready if not circuits.get(node)]
+        if untried or len(ready) <= 1:
+            return untried[0] if untried else next((node for node, _ in ready), None)
+        reached = [(node, it) for node, it in ready if it.reached]
+        hopeful = sum(not it.reached and node in fresh for node, it in ready)
+        share = -(-most // max(1, len(reached) + hopeful)) if hopeful else most
+        best = max((it.rate for _, it in reached), default=0.0) or 1.0
+        worth = {
+            node: (it.rate or best) / (1 + circuits[node]) for node, it in reached if circuits[node] < share
+        }
+        return max(worth, key=worth.__getitem__, default=None)
+
+    def may_have(self, node: NodeIdentifier, reference: bytes) -> bool:
+        """Whether a provider did not say yet that it has not this chunk."""
+        return reference not in self._providers[node].lacks
+
+    def reached(self, node: NodeIdentifier) -> None:
+        """Note that a circuit to a provider is open."""
+        self._providers[node].reached = True
+
+    def served(self, node: NodeIdentifier, rate: float | None) -> None:
+        """Note that a chunk came; `rate` is the bytes per second of its circuit if they are known."""
+        provider = self._providers[node]
+        provider.failures = provider.barren = 0
+        if provider.state is _State.GIVEN_UP:
+            provider.state = _State.USABLE
+        provider.rate = rate or provider.rate
+
+    def lacking(self, node: NodeIdentifier, references: Iterable[bytes]) -> None:
+        """Note what a provider says it has not."""
+        self._providers[node].lacks.update(references)
+
+    def barren(self, node: NodeIdentifier, now: float) -> float:
+        """Note that a provider had nothing of what it was asked for; returns until when it is left alone."""
+        provider = self._providers[node]
+        for other in self._providers.values():  # it may have what this one has not
+            if other.barren and not other.failures:
+                other.paused_until = now
+        provider.paused_until = now + BARREN_PAUSE * 2 ** min(provider.barren, MAX_DOUBLINGS)
+        provider.barren += 1
+        return provider.paused_until
+
+    def failed(self, node: NodeIdentifier, now: float, *, permanent: bool = False) -> None:
+        """Note that a provider was not reached, or did not answer."""
+        provider = self._providers[node]
+        provider.reached = False
+        if now < provider.paused_until and not permanent:
+            return  # circuits that fail together have failed once
+        pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(provider.failures, MAX_DOUBLINGS))
+        provider.paused_until = max(provider.paused_until, now + pause)
+        provider.failures += 1
+        if provider.state is _State.USABLE and (permanent or provider.failures >= MAX_FAILURES):
+            provider.state = _State.GIVEN_UP
+
+    def lied(self, node: NodeIdentifier) -> None:
+        """Never ask this provider again."""
+        self._providers[node].state = _State.LIED
+
+    def arrived(self, reference: bytes) -> None:
+        """Forget who has not this chunk: it is here."""
+        for provider in self._providers.values():
+            provider.lacks.discard(reference)
+
+    @property
+    def lacked(self) -> int:
+        """Count the chunks that some provider has not, once for each."""
+        return sum(len(provider.lacks) for _, provider in self._usable())
+
+    @property
+    def verdict(self) -> Reason | None:
+        """Why the transfer cannot be finished; None while it can."""
+        lacks = sorted((it.lacks for _, it in self._usable()), key=len)
+        absent = bool(lacks and lacks[0] and lacks[0].intersection(*lacks[1:]))
+        if lacks and not absent:
+            return None
+        states = [provider.state for provider in self._providers.values()]
+        if _State.GIVEN_UP in states:
+            return Reason.UNREACHABLE
+        if absent:
+            return Reason.ABSENT
+        return Reason.LIED if states else Reason.NOBODY
+
+    def retry_at(self, now: float) -> float:
+        """When the next pause ends; infinity if nobody pauses."""
+        pauses = (it.paused_until for _, it in self._usable() if it.paused_until > now)
+        return min(pauses, default=float("inf"))
+
+    def _usable(self) -> list[tuple[NodeIdentifier, _Provider]]:
+        return [(node, it) for node, it in self._providers.items() if it.state is _State.USABLE]
