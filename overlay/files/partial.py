@@ -1,0 +1,258 @@
+"""What a fetch has on disk: the hidden files that `overlay.files.target` describes. Blocks: for threads."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from overlay.errors import MalformedError, NotFoundError, OverlayError, RefusedError, StorageError
+from overlay.units.capability import ReadCapability, apply_cipher, chunk_reference
+from overlay.units.tree import Piece, Place
+
+MAX_NAME_BYTES = 220
+"""Bytes of the target's name in the names of hidden files: file systems take 255, and 16 are added."""
+
+_PADDING = b"\x80"
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_NOT_A_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO}
+
+
+class Found(NamedTuple):
+    """What is on disk of a place: a leaf that can stay there, or a chunk to be received; or neither."""
+
+    place: Place
+    held: bool
+    chunk: bytes = b""
+
+
+class PartialFiles:
+    """What a fetch has on disk. Every method may block, and raises OSError where nothing else is said.
+
+    The folder is held open, so that all names stay in it whatever is renamed above.
+    """
+
+    def __init__(self, path: Path, stem: str, *, overwrite: bool) -> None:
+        self._path = path
+        self._overwrite = overwrite
+        self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._content_name, self._nodes_name = f"{stem}.part", f"{stem}.nodes"
+        self._handles: dict[str, int] = {}
+        self._gone = False
+
+    def open(self) -> None:
+        """Open what is there, or make it, and lock it.
+
+        Raises:
+            RefusedError: another fetch has it, or some of the names do not belong to files of this user.
+        """
+        self._content = self._handles[self._content_name] = self._open_locked()
+        self._nodes = self._handles[self._nodes_name] = self._open_own(self._nodes_name)
+        self._check_target()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is there of an earlier run."""
+        return not any(os.fstat(handle).st_size for handle in self._handles.values())
+
+    def write(self, pieces: Iterable[Piece], nodes: Iterable[tuple[int, bytes]]) -> None:
+        """Write content at its places, and chunks of nodes by their numbers."""
+        for offset, content in pieces:
+            # What is a hole reads as zeros already; but where an earlier run left something, it must go.
+            if content.strip(b"\0") or not self._is_hole(offset, len(content)):
+                _write_all(self._content, content, offset)
+        for number, chunk in nodes:
+            _write_all(self._nodes, chunk, number * len(chunk))
+
+    def find(self, places: Iterable[tuple[Place, int]], block: int, size: int | None) -> list[Found]:
+        """Look for places: nodes by their number, leaves in content of `size` bytes."""
+        return [
+            self._find_node(place, number, block) if place.level else self._find_leaf(place, block, size)
+            for place, number in places
+        ]
+
+    def settle(self, size: int) -> None:
+        """Bring the whole content to the disk."""
+        os.ftruncate(self._content, size)
+        os.fsync(self._content)
+
+    def publish(self) -> None:
+        """Give the content its name.
+
+        Raises:
+            RefusedError: something else has it, and may not be overwritten.
+        """
+        self._check_target()
+        # The content is last to lose its hidden name: with it, the next who fetches this may begin.
+        self._unlink(self._nodes_name)
+        if not self._overwrite and self._link():
+            self._unlink(self._content_name)
+        else:
+            os.rename(self._content_name, self._path.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        self._gone = True
+        with suppress(OSError):  # some file systems cannot be asked to; the names are as they must be
+            os.fsync(self._folder)
+
+    def remove(self) -> None:
+        """Remove the hidden files."""
+        self._gone = True
+        for name in reversed(self._handles):  # the locked one is the last to go
+            self._unlink(name)
+
+    def close(self) -> None:
+        """Let go of everything; a fetch that brought nothing leaves nothing."""
+        if not self._gone and self.empty:
+            self.remove()
+        for handle in (*self._handles.values(), self._folder):
+            os.close(handle)
+
+    def _unlink(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._folder)
+
+    def _open_locked(self) -> int:
+        while True:
+            handle = self._open_own(self._content_name)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(handle)
+                raise RefusedError(
+                    f"{self._path} is being fetched already: wait until that has ended"
+                ) from error
+            # Whoever had the lock may have finished in between, and this file may have got another name.
+            if self._is_named(handle, self._content_name):
+                return handle
+            os.close(handle)
+
+    def _open_own(self, name: str) -> int:
+        """Open a file that has this name alone, and that this user made, or make it.
+
+        In a folder where others write, a link could lead to what they want to have overwritten.
+
+        Raises:
+            RefusedError: it is something else.
+        """
+        while True:
+            handle = os.open(name, _FLAGS, 0o666, dir_fd=self._folder)
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                os.close(handle)
+                raise RefusedError(f"{self._path.with_name(name)} is not a file of yours: remove it")
+            if status.st_nlink == 1:
+                return handle
+            os.close(handle)
+            if status.st_nlink > 1:
+                os.unlink(name, dir_fd=self._folder)
+
+    def _is_named(self, handle: int, name: str) -> bool:
+        try:
+            named = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, os.fstat(handle))
+
+    def _check_target(self) -> None:
+        try:
+            mode = os.stat(self._path.name or ".", dir_fd=self._folder, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(mode):
+            raise RefusedError(f"{self._path} is a folder: name a file in it")
+        if stat.S_ISLNK(mode):
+            raise RefusedError(f"{self._path} is a symbolic link: name the file that it leads to")
+        if not stat.S_ISREG(mode):
+            raise RefusedError(f"{self._path} is not a file: name another path to write to")
+        if not self._overwrite:
+            raise RefusedError(f"{self._path} exists already: name another path to write to")
+
+    def _link(self) -> bool:
+        """Name the content, unless the name was taken in this very moment; False where links are unknown.
+
+        Raises:
+            RefusedError: it was.
+            OSError: the disk fails.
+        """
+        try:
+            os.link(self._content_name, self._path.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        except FileExistsError as error:
+            raise RefusedError(f"{self._path} exists already: name another path to write to") from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return False
+        return True
+
+    def _find_node(self, place: Place, number: int, block: int) -> Found:
+        chunk = os.pread(self._nodes, block, number * block)
+        return Found(place, held=False, chunk=chunk if chunk_reference(chunk) == place.reference else b"")
+
+    def _find_leaf(self, place: Place, block: int, size: int | None) -> Found:
+        start = place.first * block
+        if not place.last:
+            if self._is_hole(start, block):
+                return Found(place, held=False)
+            return Found(place, held=_matches(place, os.pread(self._content, block, start)))
+        length = block - 1 if size is None else size - start
+        leaf = (os.pread(self._content, length, start) + _PADDING).ljust(block, b"\0")
+        if size is None:  # its end is not marked on disk: it is received once more, and then known
+            chunk = apply_cipher(place.key, 0, leaf)
+            return Found(place, held=False, chunk=chunk if chunk_reference(chunk) == place.reference else b"")
+        return Found(place, held=_matches(place, leaf))
+
+    def _is_hole(self, offset: int, length: int) -> bool:
+        try:
+            return os.lseek(self._content, offset, os.SEEK_DATA) >= offset + length
+        except OSError as error:
+            return error.errno == errno.ENXIO  # no data follows; anything else: holes are not known here
+
+
+def open_partial(path: Path, capability: ReadCapability, overwrite: bool) -> PartialFiles:  # noqa: FBT001 - for a thread
+    """Open what an earlier run left, or begin anew.
+
+    Raises:
+        MalformedError: no file can have this path.
+        OverlayError: see `overlay.files.target.open_target`.
+    """
+    if "\0" in str(path):
+        raise MalformedError("a path holds a NUL character")
+    name = os.fsencode(path.name)
+    digest = hashlib.blake2b(capability.to_bytes() + name, digest_size=4, person=b"overlay/part").hexdigest()
+    stem = f".{name[:MAX_NAME_BYTES].decode(errors='ignore')}.{digest}"
+    try:
+        with ExitStack() as stack:
+            files = PartialFiles(path, stem, overwrite=overwrite)
+            stack.callback(files.close)
+            files.open()
+            stack.pop_all()
+    except OSError as error:
+        failure: OverlayError = _why_not_opened(path, error)
+        raise failure from error
+    return files
+
+
+def _why_not_opened(path: Path, error: OSError) -> OverlayError:
+    if error.errno in _NOT_A_FILE:
+        return RefusedError(
+            f"what lies beside {path} with the ending .part or .nodes is not a file: remove it"
+        )
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return NotFoundError(f"there is no folder {path.parent}")
+    return StorageError(f"{path} cannot be written: {error.strerror}")
+
+
+def _matches(place: Place, leaf: bytes) -> bool:
+    return chunk_reference(apply_cipher(place.key, 0, leaf)) == place.reference
+
+
+def _write_all(handle: int, data: bytes, offset: int) -> None:
+    while data:
+        written = os.pwrite(handle, data, offset)
+        data, offset = data[written:], offset + written
