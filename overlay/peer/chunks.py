@@ -7,10 +7,12 @@ has a reference has the right to the chunk, and nobody needs to learn who reads 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from functools import partial
+from typing import Protocol
 
+from overlay.channel.driver import Channel
 from overlay.errors import MalformedError, UnreachableError, VerificationError
 from overlay.identity import NodeIdentifier
 from overlay.peer.accept import Accept, Delivery, Reply
@@ -33,8 +35,22 @@ REFERENCE_BYTES = 32
 MAX_STORES = 16
 """Requests whose chunks are gathered here at once, up to 2 MiB for each."""
 
-_READ_CHUNKS = 4
+_READ_CHUNKS = 16
 """Chunks read at once: a caller who takes nothing holds up no more than these."""
+
+
+_WRONG_CHUNK = "a node sent a chunk that is not the one that was asked for"
+
+Take = Callable[[bytes, bytes], Awaitable[None]]
+"""Given a reference and its chunk."""
+
+
+class ChunkSource(Protocol):
+    """Something else that has chunks for others, beside what is stored here."""
+
+    async def get(self, references: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Give for each reference its chunk, or None; each chunk given fits its reference."""
+        ...
 
 
 class Chunks:
@@ -45,6 +61,9 @@ class Chunks:
         storage: where chunks of others are kept here.
         reputation: notes who served, and who lied.
         clock: seconds since 1970.
+
+    Attributes:
+        sources: asked in turn, when somebody fetches, for chunks that are not in `storage`.
     """
 
     def __init__(
@@ -63,6 +82,7 @@ class Chunks:
         self._reputation = reputation
         self._clock = clock
         self._stores = Places(MAX_STORES)
+        self.sources: list[ChunkSource] = []
         accept.register(STORE, self._receive_store)
         accept.register(FETCH, self._receive_fetch, anonymous=True)
 
@@ -89,31 +109,60 @@ class Chunks:
             RefusedError, UnreachableError, NotFoundError: see `Pull`.
             MalformedError: too many at once.
         """
-        if len(references) > BATCH_CHUNKS:
-            raise MalformedError(f"at most {BATCH_CHUNKS} chunks are fetched at once")
 
         async def consume(parts: AsyncIterator[bytes]) -> dict[bytes, bytes]:
-            return await self._verified(node, references, parts)
+            found: dict[bytes, bytes] = {}
+            async with aclosing(_in_order(references, parts)) as chunks:
+                async for reference, chunk in chunks:
+                    if chunk_reference(chunk) != reference:
+                        raise VerificationError(_WRONG_CHUNK)
+                    found[reference] = chunk
+            return found
 
-        found = await self._pull.parts(node, FETCH, b"".join(references), consume, lane=Lane.ANONYMOUS)
+        body = _fetch_body(references)
+        with self._judging(node):
+            return await self._pull.parts(node, FETCH, body, consume, lane=Lane.ANONYMOUS)
+
+    async def fetch_over(
+        self, channel: Channel, node: NodeIdentifier, references: Sequence[bytes], take: Take
+    ) -> None:
+        """Ask as `fetch` does, over one channel to `node`, and hand on each chunk as soon as it is here.
+
+        Args:
+            channel: a circuit; see `ChannelPool.circuit`.
+            node: whose reputation it is.
+            references: at most `BATCH_CHUNKS`.
+            take: awaited for each chunk that the node says it has. It verifies the chunk, and raises
+                `VerificationError` where that fails; what it raises ends the request.
+
+        Raises:
+            VerificationError: the node sent a chunk that does not fit; its reputation has suffered for it.
+            UnreachableError: the channel ended, or the node stopped, before it had answered for every chunk.
+            RefusedError, NotFoundError: the node's answer.
+            MalformedError: too many at once.
+        """
+
+        async def consume(parts: AsyncIterator[bytes]) -> None:
+            async with aclosing(_in_order(references, parts)) as chunks:
+                async for reference, chunk in chunks:
+                    await take(reference, chunk)
+
+        with self._judging(node):
+            await self._pull.parts_over(channel, FETCH, _fetch_body(references), consume)
+
+    @contextmanager
+    def _judging(self, node: NodeIdentifier) -> Iterator[None]:
+        """Note what a request shows of a node.
+
+        Raises:
+            VerificationError: that of the block.
+        """
+        try:
+            yield
+        except VerificationError:
+            self._reputation.note(node, "lied", self._clock())
+            raise
         self._reputation.note(node, "served", self._clock())
-        return found
-
-    async def _verified(
-        self, node: NodeIdentifier, references: Sequence[bytes], parts: AsyncIterator[bytes]
-    ) -> dict[bytes, bytes]:
-        found: dict[bytes, bytes] = {}
-        answered = 0
-        async for part in parts:
-            if answered >= len(references) or (part and chunk_reference(part) != references[answered]):
-                self._reputation.note(node, "lied", self._clock())
-                raise VerificationError("a node sent a chunk that is not the one that was asked for")
-            if part:
-                found[references[answered]] = part
-            answered += 1
-        if answered < len(references):
-            raise UnreachableError("a node stopped before it had answered for every chunk")
-        return found
 
     async def _receive_store(self, delivery: Delivery) -> None:
         chunks: list[bytes] = []
@@ -137,8 +186,45 @@ class Chunks:
 
     async def _found(self, references: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
         for start in range(0, len(references), _READ_CHUNKS):
-            for chunk in await self._storage.get(references[start : start + _READ_CHUNKS]):
+            for chunk in await self._look_up(references[start : start + _READ_CHUNKS]):
                 yield chunk or b""
+
+    async def _look_up(self, references: Sequence[bytes]) -> list[bytes | None]:
+        found = await self._storage.get(references)
+        for source in self.sources:
+            missing = [place for place, chunk in enumerate(found) if chunk is None]
+            if not missing:
+                break
+            more = await source.get([references[place] for place in missing])
+            for place, chunk in zip(missing, more, strict=True):
+                found[place] = chunk
+        return found
+
+
+async def _in_order(
+    references: Sequence[bytes], parts: AsyncIterator[bytes]
+) -> AsyncGenerator[tuple[bytes, bytes], None]:
+    """Say which chunk each part is meant to be; those that a node does not have are left out.
+
+    Raises:
+        VerificationError: there are more parts than references.
+        UnreachableError: there are less.
+    """
+    answered = 0
+    async for part in parts:
+        if answered >= len(references):
+            raise VerificationError(_WRONG_CHUNK)
+        if part:
+            yield references[answered], part
+        answered += 1
+    if answered < len(references):
+        raise UnreachableError("a node stopped before it had answered for every chunk")
+
+
+def _fetch_body(references: Sequence[bytes]) -> bytes:
+    if len(references) > BATCH_CHUNKS:
+        raise MalformedError(f"at most {BATCH_CHUNKS} chunks are fetched at once")
+    return b"".join(references)
 
 
 async def _each(chunks: Sequence[bytes]) -> AsyncGenerator[bytes, None]:

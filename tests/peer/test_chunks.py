@@ -10,8 +10,8 @@ import pytest
 
 from overlay.errors import MalformedError, NotFoundError, RefusedError, UnreachableError, VerificationError
 from overlay.peer.accept import Delivery, Reply
-from overlay.peer.links import Lane
 from overlay.peer.chunks import BATCH_CHUNKS, FETCH, STORE
+from overlay.peer.links import Lane
 from overlay.peer.node import Node, NodeOptions
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
@@ -106,6 +106,43 @@ async def test_what_a_node_keeps_for_itself_it_gives_to_nobody() -> None:
     async with nodes("alice", "bob") as (alice, bob):
         await bob.storage.put(chunks(2), now=bob.clock(), own=True)
         assert await alice.chunks.fetch(bob.identifier, references(chunks(2))) == {}
+
+
+class Source:
+    """Has some chunks, and remembers what it was asked for."""
+
+    def __init__(self, has: Sequence[bytes]) -> None:
+        self._has = dict(zip(references(has), has, strict=True))
+        self.asked: list[list[bytes]] = []
+
+    async def get(self, references: Sequence[bytes]) -> list[bytes | None]:
+        self.asked.append(list(references))
+        return [self._has.get(reference) for reference in references]
+
+
+async def test_other_sources_are_asked_in_turn_for_what_is_not_stored() -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        first, second, third, nowhere = chunks(4)
+        await bob.storage.put([first], now=bob.clock())
+        sources = [Source([first, second]), Source([second, third])]
+        bob.chunks.sources += sources
+        wanted = references([third, first, nowhere, second])
+        found = await alice.chunks.fetch(bob.identifier, wanted)
+        assert found == dict(zip(references([first, second, third]), [first, second, third], strict=True))
+        assert sources[0].asked == [references([third, nowhere, second])]
+        assert sources[1].asked == [references([third, nowhere])]
+
+
+async def test_no_source_is_asked_for_more_than_is_sent_at_once_nor_for_nothing() -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        shared, stored = chunks(10), chunks(4, seed=2)
+        await bob.storage.put(stored, now=bob.clock())
+        source, last = Source(shared), Source([])
+        bob.chunks.sources += [source, last]
+        found = await alice.chunks.fetch(bob.identifier, references([*stored, *shared]))
+        assert list(found.values()) == [*stored, *shared]
+        assert [len(asked) for asked in source.asked] == [4, 4, 2]
+        assert last.asked == []
 
 
 async def test_a_full_quota_refuses_and_keeps_what_it_had() -> None:

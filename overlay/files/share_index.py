@@ -1,0 +1,299 @@
+"""The tables of shares: what is offered, and where each of its chunks is made from. Used by `shares` only.
+
+A share has one row of its own, one for each leaf (its reference and its number in the file, 47 bytes) and one
+for each node of its tree (the encrypted chunk itself, 1/512 of the content). A row of `shares` says whether
+the others count: while it is `adding` nothing is served from them, and from `removed` on they wait to be
+deleted, in transactions so short that no other user of the database notices.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import apsw
+
+from overlay.database import Schema
+from overlay.errors import NotFoundError, RefusedError
+from overlay.files.share_records import Found, NewShare, Place, Problem, Share, Stamp
+from overlay.units.eris import Chunk, ReadCapability, chunk_reference
+
+MAX_PLACES = 2
+"""Shares that one leaf is read from until it is found unchanged: the next request tries the next."""
+
+SWEEP_CHUNKS = 256
+"""Node chunks deleted in one transaction: 8 MiB."""
+SWEEP_LEAVES = 65_536
+"""Leaves looked at in one transaction that deletes: some hundredths of a second."""
+
+SHARES_SCHEMA = Schema(
+    "shares",
+    (
+        """
+        CREATE TABLE shares (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            parent INTEGER,
+            state TEXT NOT NULL DEFAULT 'adding' CHECK (state IN ('adding', 'offered', 'removed')),
+            kind TEXT NOT NULL CHECK (kind IN ('file', 'folder')),
+            name TEXT NOT NULL,
+            path BLOB NOT NULL,
+            size INTEGER NOT NULL,
+            modified INTEGER NOT NULL,
+            touched INTEGER NOT NULL,
+            secret BLOB NOT NULL,
+            capability BLOB,
+            problem TEXT CHECK (problem IN ('gone', 'changed')),
+            added REAL NOT NULL
+        ) STRICT;
+        CREATE INDEX shares_by_path ON shares (path);
+        CREATE INDEX shares_by_parent ON shares (parent);
+        CREATE INDEX shares_by_capability ON shares (capability);
+        CREATE TABLE share_leaves (
+            reference BLOB NOT NULL,
+            share INTEGER NOT NULL,
+            number INTEGER NOT NULL,
+            PRIMARY KEY (reference, share)
+        ) STRICT, WITHOUT ROWID;
+        CREATE TABLE share_chunks (
+            reference BLOB NOT NULL,
+            share INTEGER NOT NULL,
+            content BLOB NOT NULL
+        ) STRICT;
+        CREATE UNIQUE INDEX share_chunks_by_reference ON share_chunks (reference, share);
+        CREATE INDEX share_chunks_by_share ON share_chunks (share);
+        """,
+    ),
+)
+
+
+_COLUMNS = """
+    id, parent, kind, name, path, size, modified, touched, secret, capability, added,
+    coalesce(problem, (
+        SELECT min(part.problem) FROM shares AS part WHERE part.parent = shares.id AND part.state = 'offered'
+    )) AS problem
+"""
+
+
+def begin(connection: apsw.Connection, new: NewShare) -> int:
+    """Make the row of a share that nobody sees before `finish`; gives its id."""
+    connection.execute(
+        "INSERT INTO shares (parent, kind, name, path, size, modified, touched, secret, added)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (new.parent, new.kind, new.name, os.fsencode(new.path), *new.stamp, new.secret, new.added),
+    )
+    return connection.last_insert_rowid()
+
+
+def extend(
+    connection: apsw.Connection, share: int, leaves: Iterable[tuple[bytes, int]], nodes: Sequence[Chunk]
+) -> None:
+    """Note chunks of a share; of equal leaves one is enough."""
+    # Sorted, because neighbours in the table share a page: a third of the time and of what is written.
+    connection.executemany(
+        "INSERT OR IGNORE INTO share_leaves (reference, share, number) VALUES (?, ?, ?)",
+        ((reference, share, number) for reference, number in sorted(leaves)),
+    )
+    connection.executemany(
+        "INSERT OR IGNORE INTO share_chunks (reference, share, content) VALUES (?, ?, ?)",
+        ((node.reference, share, node.data) for node in nodes),
+    )
+
+
+def finish(connection: apsw.Connection, share: int, capability: ReadCapability) -> Share:
+    """Offer a share; it takes the place of an earlier one of the same path with the same content.
+
+    Another earlier one, of a file that looked otherwise, is known to have changed now.
+    """
+    connection.execute(
+        "UPDATE shares SET state = 'offered', capability = ?, size = size +"
+        " (SELECT coalesce(sum(part.size), 0) FROM shares AS part"
+        " WHERE part.parent = shares.id AND part.state = 'offered') WHERE id = ?",
+        (capability.to_bytes(), share),
+    )
+    new = get(connection, share)
+    for old in _select(connection, "path = ? AND parent IS ?", (os.fsencode(new.path), new.parent)):
+        if old.id < share and old.capability == new.capability:
+            discard(connection, old.id)
+        elif old.id < share and old.kind == "file" and not old.stamp.looks_like(new.stamp):
+            mark(connection, [(old.id, "changed")])
+    return new
+
+
+def discard(connection: apsw.Connection, share: int) -> None:
+    """Let a share and its parts count no more; `sweep` deletes what they occupy."""
+    connection.execute("UPDATE shares SET state = 'removed' WHERE id = ? OR parent = ?", (share, share))
+
+
+def remove(connection: apsw.Connection, share: int) -> None:
+    """Discard a share that is offered.
+
+    Raises:
+        NotFoundError: there is none of this id.
+        RefusedError: it is a part of a folder.
+    """
+    if get(connection, share).parent is not None:
+        raise RefusedError("this is a part of a shared folder: remove the folder")
+    discard(connection, share)
+
+
+def discard_unfinished(connection: apsw.Connection) -> None:
+    """Discard what was being added when the program ended."""
+    for share in _ids(connection, "SELECT id FROM shares WHERE state = 'adding'"):
+        discard(connection, share)
+
+
+def renew(connection: apsw.Connection, share: int, name: str) -> Share:
+    """Note that a share was offered once more, and so looked at."""
+    connection.execute("UPDATE shares SET name = ?, problem = NULL WHERE id = ?", (name, share))
+    return get(connection, share)
+
+
+def mark(connection: apsw.Connection, problems: Iterable[tuple[int, Problem | None]]) -> None:
+    """Note what was found out about shares."""
+    connection.executemany(
+        "UPDATE shares SET problem = ? WHERE id = ?", ((problem, share) for share, problem in problems)
+    )
+
+
+def get(connection: apsw.Connection, share: int) -> Share:
+    """Look up a share that is offered.
+
+    Raises:
+        NotFoundError: there is none of this id.
+    """
+    found = _select(connection, "id = ?", (share,))
+    if not found:
+        raise NotFoundError(f"nothing is shared under the number {share}")
+    return found[0]
+
+
+def of_parent(connection: apsw.Connection, parent: int | None) -> tuple[Share, ...]:
+    """List the parts of a folder, or what is no part of anything, oldest first."""
+    return _select(connection, "parent IS ?", (parent,))
+
+
+def of_path(connection: apsw.Connection, path: Path, parent: int | None) -> Share | None:
+    """Look up the newest share of a path."""
+    found = _select(connection, "path = ? AND parent IS ?", (os.fsencode(path), parent))
+    return found[-1] if found else None
+
+
+def of_capability(connection: apsw.Connection, capability: ReadCapability) -> Share | None:
+    """Look up the newest share that a capability reads, preferably one that is no part of a folder."""
+    found = _select(connection, "capability = ?", (capability.to_bytes(),))
+    alone = tuple(share for share in found if share.parent is None)
+    best = alone or found
+    return best[-1] if best else None
+
+
+def find(connection: apsw.Connection, references: Sequence[bytes]) -> list[Found]:
+    """Say of each reference what is known of it."""
+    return [_find(connection, reference) for reference in references]
+
+
+def sweep(connection: apsw.Connection, dead: Sequence[int], after: bytes) -> bytes | None:
+    """Delete a part of what discarded shares occupy.
+
+    Args:
+        connection: in a write transaction.
+        dead: ids of the shares, as `discarded` gives them.
+        after: where the last call ended; empty for the first.
+
+    Returns:
+        what to give as `after` to the next call, or None when all is deleted.
+    """
+    ids = json.dumps(dead)
+    connection.execute(
+        "DELETE FROM share_chunks WHERE rowid IN (SELECT rowid FROM share_chunks"
+        " WHERE share IN (SELECT value FROM json_each(?)) LIMIT ?)",
+        (ids, SWEEP_CHUNKS),
+    )
+    more_chunks = connection.changes() == SWEEP_CHUNKS
+    last: bytes | None = connection.execute(
+        "SELECT reference FROM share_leaves WHERE reference > ? ORDER BY reference LIMIT 1 OFFSET ?",
+        (after, SWEEP_LEAVES - 1),
+    ).get
+    connection.execute(
+        "DELETE FROM share_leaves WHERE reference > ? AND (reference <= ? OR ? IS NULL)"
+        " AND share IN (SELECT value FROM json_each(?))",
+        (after, last, last, ids),
+    )
+    if last is not None or more_chunks:
+        # Longer than every reference and above it: nothing is left but node chunks.
+        return last or b"\xff" * 33
+    connection.execute("DELETE FROM shares WHERE id IN (SELECT value FROM json_each(?))", (ids,))
+    return None
+
+
+def discarded(connection: apsw.Connection) -> list[int]:
+    """Name the shares that were discarded and not yet swept away."""
+    return _ids(connection, "SELECT id FROM shares WHERE state = 'removed'")
+
+
+def _ids(connection: apsw.Connection, query: str) -> list[int]:
+    rows = connection.execute(query).fetchall()
+    return [share for (share,) in rows if isinstance(share, int)]
+
+
+def _select(
+    connection: apsw.Connection, where: str, bindings: tuple[apsw.SQLiteValue, ...]
+) -> tuple[Share, ...]:
+    query = f"SELECT {_COLUMNS} FROM shares WHERE state = 'offered' AND {where} ORDER BY id"  # noqa: S608 - words of this module
+    return tuple(
+        Share(
+            id=share,
+            parent=parent,
+            kind=kind,
+            name=name,
+            path=Path(os.fsdecode(path)),
+            stamp=Stamp(*stamp),
+            secret=secret,
+            capability=ReadCapability.from_bytes(capability),
+            problem=problem,
+            added=added,
+        )
+        for share, parent, kind, name, path, *stamp, secret, capability, added, problem in connection.execute(
+            query, bindings
+        )
+    )
+
+
+def _find(connection: apsw.Connection, reference: bytes) -> Found:
+    # What is known to have a problem is tried only where nothing better is left; it may be well again.
+    places = _places(connection, reference, "problem IS NULL") or _places(
+        connection, reference, "problem IS NOT NULL"
+    )
+    content = None if places else _chunk(connection, reference)
+    return Found(content, places)
+
+
+def _places(connection: apsw.Connection, reference: bytes, condition: str) -> tuple[Place, ...]:
+    rows = connection.execute(
+        "SELECT id, path, size, modified, touched, secret, capability, number, problem"  # noqa: S608 - words of this module
+        " FROM share_leaves JOIN shares ON id = share"
+        f" WHERE reference = ? AND state = 'offered' AND {condition} LIMIT {MAX_PLACES}",
+        (reference,),
+    )
+    return tuple(
+        Place(
+            share,
+            Path(os.fsdecode(path)),
+            Stamp(*stamp),
+            secret,
+            ReadCapability.from_bytes(capability).block_size,
+            number,
+            problem,
+        )
+        for share, path, *stamp, secret, capability, number, problem in rows
+    )
+
+
+def _chunk(connection: apsw.Connection, reference: bytes) -> bytes | None:
+    content = connection.execute(
+        "SELECT content FROM share_chunks JOIN shares ON id = share"
+        " WHERE reference = ? AND state = 'offered' LIMIT 1",
+        (reference,),
+    ).get
+    return content if isinstance(content, bytes) and chunk_reference(content) == reference else None
