@@ -24,6 +24,8 @@ from overlay.control.server import serve
 from overlay.control.verbs import bind
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError
+from overlay.files.service import Files
+from overlay.files.shares import SHARES_SCHEMA
 from overlay.identity import NodeSecret
 from overlay.locators import LocatorRecord
 from overlay.peer.node import NODE_SCHEMAS, Node, NodeOptions
@@ -67,7 +69,7 @@ async def open_database(home: Home) -> Database:
     Raises:
         StorageError: it cannot be used.
     """
-    return await Database.open(home.database, (*NODE_SCHEMAS, CHAT_SCHEMA))
+    return await Database.open(home.database, (*NODE_SCHEMAS, CHAT_SCHEMA, SHARES_SCHEMA))
 
 
 def choose_config(options: argparse.Namespace, home: Home) -> Config:
@@ -136,12 +138,13 @@ async def _run_node(
                 limits=ChannelLimits(idle_timeout=config.idle_timeout),
             ),
         )
-        chat = Chat(node, database)
+        chat, files = Chat(node, database), Files(node, database)
         async with anyio.create_task_group() as tasks:
             await tasks.start(node.run)
             _remember_port(context.home, node)
             await tasks.start(chat.run)
-            runtime.started(Services(node, chat))
+            await files.start()
+            runtime.started(Services(node, chat, files))
 
 
 def _remember_port(home: Home, node: Node) -> None:

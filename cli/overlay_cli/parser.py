@@ -54,6 +54,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     _add_node_commands(commands, common)
     _add_chat_commands(_add(commands, common, "chat", "create, join and use chat sessions"), common)
+    _add_file_commands(_add(commands, common, "file", "offer files, and fetch what others offer"), common)
     _add_testnet_commands(_add(commands, common, "testnet", "private networks to try things on"), common)
     return parser
 
@@ -146,11 +147,40 @@ def _add_chat_commands(chat: Parser, common: Parser) -> None:
     )
 
 
+def _add_file_commands(file: Parser, common: Parser) -> None:
+    commands = file.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    share = _add(
+        commands, common, "share", "offer a file from where it lies, and print its link", "file:share"
+    )
+    share.add_argument("path", metavar="PATH")
+    share.add_argument("--name", metavar="NAME", help="what it is called (else as the file)")
+    get = _add(commands, common, "get", "fetch a file; goes on where an earlier attempt ended", "file:get")
+    get.add_argument("link", metavar="LINK", help="as it was printed; - reads it from stdin")
+    get.add_argument(
+        "-o", dest="path", metavar="PATH", help="a file, or a folder (else: here, under its own name)"
+    )
+    get.add_argument("--force", action="store_true", help="replace a file that is there")
+    _add(commands, common, "list", "list what this node offers", "file:list")
+    remove = _add(commands, common, "remove", "offer something no more; the file stays", "file:remove")
+    remove.add_argument("link", metavar="LINK", help="as it was printed; - reads it from stdin")
+    _add(commands, common, "status", "show the fetches that go on", "file:status")
+
+
 def _add_testnet_commands(testnet: Parser, common: Parser) -> None:
     commands = testnet.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     tor = _add(commands, common, "tor", "run a private Tor network until Ctrl-C", "testnets:tor")
     tor.add_argument("--dir", metavar="DIR", help="a folder for it (else a temporary one)")
     tor.add_argument("--relays", type=_relays, default=3, metavar="N", help="how many relays (3)")
+    tor.add_argument(
+        "--link-delay",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="how long bytes are on each link (0)",
+    )
+    tor.add_argument(
+        "--link-rate", type=_rate, metavar="BYTES", help="how many it takes a second (any number)"
+    )
     i2p = _add(commands, common, "i2p", "run a private I2P network until Ctrl-C (Linux)", "testnets:i2p")
     i2p.add_argument("--dir", metavar="DIR", help="a folder for it (else a temporary one)")
     i2p.add_argument("--routers", type=_routers, default=8, metavar="N", help="how many routers (8)")
@@ -170,6 +200,13 @@ def _count(text: str) -> int:
     return count
 
 
+def _rate(text: str) -> int:
+    rate = int(text)
+    if rate <= 0:
+        raise argparse.ArgumentTypeError("a rate is a number of bytes a second, above 0")
+    return rate
+
+
 def _relays(text: str) -> int:
     relays = int(text)
     if not 3 <= relays <= MAX_RELAYS:
@@ -186,5 +223,6 @@ def _routers(text: str) -> int:
 
 _seconds.__name__ = "number of seconds"  # argparse puts these into its sentence
 _count.__name__ = "count"
+_rate.__name__ = "rate in bytes a second"
 _relays.__name__ = "number of relays"
 _routers.__name__ = "number of routers"

@@ -15,6 +15,7 @@ import anyio
 from overlay.chat.service import Chat
 from overlay.connection import Transport
 from overlay.errors import TransportUnavailableError
+from overlay.files.service import Files
 from overlay.identity import NodeIdentifier
 from overlay.locators import NodeLocator
 from overlay.peer.node import Node
@@ -37,6 +38,7 @@ class Services:
 
     node: Node
     chat: Chat
+    files: Files
 
 
 class Runtime:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import anyio
 import msgspec
@@ -33,6 +33,8 @@ MAX_REQUESTS = 32
 """Requests that one connection may have in work; more are refused, not queued."""
 PROGRESS_INTERVAL = 0.1
 """Seconds between two lines of progress; a person sees no more."""
+MAX_PATH_LENGTH = 4096
+"""Characters; PATH_MAX on Linux, in bytes."""
 PARTING_SECONDS = 1.0
 """Seconds that a program has to read why its connection is closed."""
 
@@ -43,6 +45,10 @@ class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class NoArguments(Arguments, frozen=True):
     """A verb that takes none."""
+
+
+AbsolutePath = Annotated[str, msgspec.Meta(pattern="^/", max_length=MAX_PATH_LENGTH)]
+"""A path among a verb's arguments: the node's own working folder means nothing to the program that asks."""
 
 
 class Answers:

@@ -11,23 +11,20 @@ from overlay.chat.service import DEFAULT_LAST
 from overlay.chat.texts import MAX_TITLE_BYTES
 from overlay.chat.views import Entry, Person, PostedFile, SessionInfo
 from overlay.control.choose import Choice, choose
+from overlay.control.file_verbs import bind_files
 from overlay.control.protocol import JSON
 from overlay.control.runtime import Runtime
-from overlay.control.server import Answers, Arguments, Handler, Handlers, NoArguments
+from overlay.control.server import AbsolutePath, Answers, Arguments, Handler, Handlers, NoArguments
 from overlay.errors import MalformedError
 from overlay.peer.node import PeerStatus
 from overlay.peer.ticket import TICKET_PREFIX
 
 MAX_WAIT_SECONDS = 86_400.0
-MAX_PATH_LENGTH = 4096
-"""Characters; PATH_MAX on Linux, in bytes."""
 DEFAULT_NAME = "anonymous"
 """How a participant is called whose user gave no name anywhere; names need not be unique."""
 
 Choosing = Annotated[str, Meta(min_length=1, max_length=4 * MAX_TITLE_BYTES)]
 """A session or file as a person names it; `overlay.control.choose` reads it."""
-AbsolutePath = Annotated[str, Meta(pattern="^/", max_length=MAX_PATH_LENGTH)]
-"""The node's own working folder means nothing to the program that asks."""
 CheckedByChat: TypeAlias = str
 """No bound of its own: a line of the control protocol bounds it, and the chat refuses it in better words."""
 
@@ -104,6 +101,7 @@ def bind(runtime: Runtime) -> Handlers:
         "chat.post": Handler(PostArguments, chat.post),
         "chat.files": Handler(SessionArguments, chat.files),
         "chat.get": Handler(GetArguments, chat.get),
+        **bind_files(runtime),
     }
 
 

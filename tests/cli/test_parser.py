@@ -63,6 +63,13 @@ def test_text_that_looks_like_an_option_comes_after_two_dashes() -> None:
     assert parse(["chat", "send", "s", "-"]).text == "-"
 
 
+def test_links_have_no_distance_unless_they_are_given_one() -> None:
+    near = parse(["testnet", "tor"])
+    far = parse(["testnet", "tor", "--link-delay", "0.03", "--link-rate", "20000000"])
+    assert (near.link_delay, near.link_rate) == (0.0, None)
+    assert (far.link_delay, far.link_rate) == (0.03, 20_000_000)
+
+
 def test_a_wrong_number_of_relays_is_called_so() -> None:
     with pytest.raises(MalformedError, match="invalid number of relays value: 'x'"):
         parse(["testnet", "tor", "--relays", "x"])
@@ -87,6 +94,12 @@ def test_a_wrong_number_of_relays_is_called_so() -> None:
         ["chat", "read", "s", "--last", "x"],
         ["testnet", "tor", "--relays", "2"],
         ["testnet", "tor", "--relays", "1000"],
+        ["testnet", "tor", "--link-delay", "-1"],
+        ["testnet", "tor", "--link-delay", "nan"],
+        ["testnet", "tor", "--link-delay", "soon"],
+        ["testnet", "tor", "--link-rate", "0"],
+        ["testnet", "tor", "--link-rate", "-5"],
+        ["testnet", "tor", "--link-rate", "1.5"],
         ["testnet", "i2p", "--routers", "7"],
         ["testnet", "i2p", "--routers", "1000"],
     ],

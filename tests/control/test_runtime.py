@@ -12,6 +12,7 @@ from overlay.chat.store import CHAT_SCHEMA
 from overlay.connection import TransportStatus
 from overlay.control.runtime import Runtime, Services
 from overlay.errors import TransportUnavailableError
+from overlay.files.service import Files
 from overlay.locators import LocatorRecord
 from overlay.peer.node import NodeOptions
 from overlay.testing.nodes import World
@@ -32,7 +33,7 @@ async def services(
         world.database(CHAT_SCHEMA) as database,
         world.node("ann", database, options=options, transports=[transport]) as node,
     ):
-        yield Services(node, Chat(node, database)), transport
+        yield Services(node, Chat(node, database), Files(node, database)), transport
 
 
 async def test_before_the_node_it_says_what_it_waits_for() -> None:
@@ -101,7 +102,7 @@ async def test_it_is_ready_when_every_transport_was_tried_once() -> None:
         world.node("ann", database, transports=transports) as node,
     ):
         runtime = Runtime(node.identifier, "Ann", transports)
-        runtime.started(Services(node, Chat(node, database)))
+        runtime.started(Services(node, Chat(node, database), Files(node, database)))
         await runtime.wait_ready(0.1)
         assert (runtime.status.state, "on its way" in runtime.status.detail) == ("joining", True)
         assert runtime.found is not None
@@ -136,7 +137,7 @@ async def test_of_two_transports_the_lost_one_is_named() -> None:
         world.node("ann", database, transports=[kept, lost]) as node,
     ):
         runtime = Runtime(node.identifier, "Ann", [kept, lost])
-        runtime.started(Services(node, Chat(node, database)))
+        runtime.started(Services(node, Chat(node, database), Files(node, database)))
         await runtime.wait_ready(5)
         assert runtime.status.detail == "ready"
         lost._report(TransportStatus("starting", "its router is gone"))

@@ -24,6 +24,8 @@ from overlay.errors import (
     RefusedError,
     TransportUnavailableError,
 )
+from overlay.files.service import Files
+from overlay.files.shares import SHARES_SCHEMA
 from overlay.testing.nodes import World, introduce
 from overlay.transports.memory import MemoryNetwork, MemoryTransport
 
@@ -65,14 +67,16 @@ class Caller:
 async def caller(world: World, name: str, user: str = "") -> AsyncIterator[Caller]:
     transport = world.network.transport(number=world.number(name))
     async with (
-        world.database(CHAT_SCHEMA) as database,
+        world.database(CHAT_SCHEMA, SHARES_SCHEMA) as database,
         world.node(name, database, transports=[transport]) as node,
         anyio.create_task_group() as tasks,
     ):
         chat = Chat(node, database)
         await tasks.start(chat.run)
+        files = Files(node, database)
+        await files.start()
         runtime = Runtime(node.identifier, user, [transport])
-        runtime.started(Services(node, chat))
+        runtime.started(Services(node, chat, files))
         yield Caller(runtime)
         tasks.cancel_scope.cancel()
 
@@ -200,7 +204,15 @@ async def test_before_the_node_is_there_only_some_verbs_answer() -> None:
     assert (await early.call("status"))["state"] == "starting"
     assert await early.call("id")
     for verb in bind(early.runtime).keys() - {"status", "id", "down"}:
-        texts = {"title": "x", "session": "x", "invite": "x", "text": "x", "path": "/x", "file": "x"}
+        texts = {
+            "title": "x",
+            "session": "x",
+            "invite": "x",
+            "text": "x",
+            "path": "/x",
+            "file": "x",
+            "link": "x",
+        }
         known = bind(early.runtime)[verb].arguments.__struct_fields__
         with pytest.raises(OverlayError) as caught:
             await early.call(verb, **{name: text for name, text in texts.items() if name in known})

@@ -1,0 +1,108 @@
+"""Files between real `overlay` processes, typed as a user types them, with both ends killed in between."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from overlay.testing.programs import COMMAND, Home, MakeHome
+
+SIZE = 48 * 1024 * 1024 + 17
+KILLS = 3
+
+
+@pytest.fixture
+def pair(make_home: MakeHome) -> tuple[Home, Home]:
+    ann, bob = make_home("ann"), make_home("bob")
+    ann.up("--directory")
+    bob.up("--join", ann.one("ticket")["ticket"])
+    return ann, bob
+
+
+def content(path: Path, size: int) -> bytes:
+    data = random.Random(size).randbytes(size)
+    path.write_bytes(data)
+    return data
+
+
+def begun(home: Home, link: str, path: Path) -> subprocess.Popen[str]:
+    """Begin to fetch, and wait until some of it is there."""
+    command = [*COMMAND, "--home", str(home.path), "--json", "file", "get", link, "-o", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        running = home.run("file", "status")
+        if running and running[0]["present"]:
+            break
+    return process
+
+
+def test_a_file_is_offered_fetched_listed_and_removed(pair: tuple[Home, Home], tmp_path: Path) -> None:
+    ann, bob = pair
+    data = content(tmp_path / "plan.bin", 3_000_000)
+    shared = ann.one("file", "share", str(tmp_path / "plan.bin"))
+    assert shared["link"].startswith("urn:eris:")
+    assert shared["size"] == len(data)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    got = bob.one("file", "get", "-", "-o", str(folder), stdin=shared["link"] + "\n")
+    assert got == {"path": str(folder / "plan.bin"), "size": len(data)}
+    assert (folder / "plan.bin").read_bytes() == data
+    assert "exists" in bob.error("file", "get", shared["link"], "-o", str(folder), code=6)
+    bob.one("file", "get", shared["link"], "-o", str(folder), "--force")
+
+    (offer,) = ann.run("file", "list")
+    assert (offer["name"], offer["problem"]) == ("plan.bin", None)
+    assert bob.run("file", "list") == []
+    plain = shared["link"].partition("?")[0]
+    bob.one("file", "get", plain, "-o", str(tmp_path / "by-urn"))  # from the nodes that it knows
+    assert (tmp_path / "by-urn").read_bytes() == data
+
+    assert ann.one("file", "remove", shared["link"])["name"] == "plan.bin"
+    assert ann.run("file", "list") == []
+    assert "nobody has" in bob.error("file", "get", shared["link"], "-o", str(tmp_path / "late"), code=7)
+    assert not (tmp_path / "late").exists()
+
+
+def test_what_cannot_be_offered_or_fetched_is_one_sentence(pair: tuple[Home, Home], tmp_path: Path) -> None:
+    ann, bob = pair
+    assert "does not exist" in ann.error("file", "share", str(tmp_path / "nothing"), code=7)
+    assert "is a folder" in ann.error("file", "share", str(tmp_path), code=6)
+    assert "urn:eris:" in bob.error("file", "get", "ovi1nonsense", code=2)
+    content(tmp_path / "small", 10)
+    link = ann.one("file", "share", str(tmp_path / "small"))["link"]
+    assert "damaged" in bob.error("file", "get", link[:-2], code=2)
+    assert "no folder" in bob.error("file", "get", link, "-o", str(tmp_path / "none" / "x"), code=7)
+
+
+def test_both_ends_killed_again_and_again(pair: tuple[Home, Home], tmp_path: Path) -> None:
+    ann, bob = pair
+    data = content(tmp_path / "big", SIZE)
+    link = ann.one("file", "share", str(tmp_path / "big"))["link"]
+    for kill in range(KILLS):
+        fetching = begun(bob, link, tmp_path / "copy")
+        for home in (ann, bob) if kill % 2 else (bob, ann):
+            assert home.end(signal.SIGKILL) == -signal.SIGKILL
+        fetching.communicate(timeout=60)
+        ann.up()
+        bob.up()
+    bob.one("file", "get", link, "-o", str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == data
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".copy")] == []
+
+
+def test_ctrl_c_keeps_what_came_and_says_how_to_go_on(pair: tuple[Home, Home], tmp_path: Path) -> None:
+    ann, bob = pair
+    data = content(tmp_path / "big", 3 * SIZE)  # some seconds, of which the first is enough
+    link = ann.one("file", "share", str(tmp_path / "big"))["link"]
+    fetching = begun(bob, link, tmp_path / "copy")
+    fetching.send_signal(signal.SIGINT)
+    said = fetching.communicate(timeout=60)[1]
+    assert fetching.returncode == 130
+    assert "goes on from there" in said
+    assert next(tmp_path.glob(".copy.*.part")).stat().st_blocks > 0
+    bob.one("file", "get", link, "-o", str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == data
