@@ -163,9 +163,12 @@ async def test_routers_end_with_a_killed_parent_or_keeper(i2p_network: PrivateI2
     assert not is_refused(i2p_network.sam_addresses[0])
     async with await anyio.open_process([sys.executable, "-c", KILLED_PARENT]) as parent:
         assert parent.stdout is not None
-        directory = Path((await parent.stdout.receive()).decode().strip())
-        assert len(routers_of(directory)) == 8
-        parent.kill()
+        try:
+            directory = Path((await parent.stdout.receive()).decode().strip())
+            running = routers_of(directory)
+        finally:
+            parent.kill()
+    assert len(running) == 8
     await gone(directory)
     with anyio.fail_after(10):
         while await anyio.Path(directory).exists():  # noqa: ASYNC110 - nothing tells
