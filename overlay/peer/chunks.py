@@ -35,7 +35,7 @@ REFERENCE_BYTES = 32
 MAX_STORES = 16
 """Requests whose chunks are gathered here at once, up to 2 MiB for each."""
 
-_READ_CHUNKS = 16
+_READ_CHUNKS = 4
 """Chunks read at once: a caller who takes nothing holds up no more than these."""
 
 
