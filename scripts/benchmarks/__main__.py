@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from overlay.errors import OverlayError
-from scripts.benchmarks import chat, command, encoding, failover, garlic, onion, streams
+from scripts.benchmarks import chat, command, encoding, failover, files, garlic, onion, streams
 from scripts.benchmarks.figures import Failure, Figure, table
 
 BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
@@ -29,14 +29,16 @@ BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
     "failover": failover.measure,
 }
 
+ALL = (*BENCHMARKS, *files.BENCHMARKS)
 
-def run(names: Sequence[str]) -> list[Figure | Failure]:
-    """Run the benchmarks called `names`, one after the other."""
+
+def run(names: Sequence[str], effort: files.Effort) -> list[Figure | Failure]:
+    """Run the benchmarks called `names`, one after the other; those of files with `effort`."""
     outcomes: list[Figure | Failure] = []
     for name in names:
         print(f"measuring {name} …", file=sys.stderr)
         try:
-            outcomes += BENCHMARKS[name]()
+            outcomes += BENCHMARKS[name]() if name in BENCHMARKS else files.BENCHMARKS[name](effort)
         except (OverlayError, OSError, subprocess.CalledProcessError) as error:
             outcomes.append(Failure(name, str(error)))
     return outcomes
@@ -62,14 +64,17 @@ def machine() -> dict[str, object]:
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("--only", action="append", choices=BENCHMARKS, help="measure this alone (repeatable)")
+    parser.add_argument("--only", action="append", choices=ALL, help="measure this alone (repeatable)")
+    parser.add_argument("--mebibytes", type=int, help="size of what the benchmarks of files fetch")
+    parser.add_argument("--rounds", type=int, help="how often they fetch it")
+    parser.add_argument("--kills", type=int, help="how often files-resume kills both ends")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--list", action="store_true", help="name the benchmarks and end")
     chosen = parser.parse_args()
     if chosen.list:
-        print("\n".join(BENCHMARKS))
+        print("\n".join(ALL))
         return
-    outcomes = run(chosen.only or list(BENCHMARKS))
+    outcomes = run(chosen.only or ALL, files.Effort(chosen.mebibytes, chosen.rounds, chosen.kills))
     print(table(outcomes))
     for conditions in sorted(conditions_of(outcomes)):
         print(f"onion services: a private Tor network on {conditions}")

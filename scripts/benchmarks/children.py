@@ -18,7 +18,7 @@ from overlay.connection import Transport
 from overlay.transports.i2p.settings import AttachedRouter, I2pTimeouts, TunnelOptions
 from overlay.transports.i2p.transport import I2pTransport
 from overlay.transports.tcp import TcpTransport
-from overlay.transports.tor.settings import LaunchedTor
+from overlay.transports.tor.settings import AttachedTor, LaunchedTor
 from overlay.transports.tor.transport import TorTransport
 
 MAX_LINE_BYTES = 65_536
@@ -28,13 +28,16 @@ PATIENCE = 120.0
 TCP = "tcp"
 I2P = "i2p:"
 """Before the SAM address of a router."""
+TOR = "tor:"
+"""Before the path of a tor's control socket."""
 
 
 def build_transport(network: str, folder: Path) -> Transport:
     """Make a transport.
 
     Args:
-        network: `tcp`, `i2p:` and a SAM address, or the path of a private Tor network's client.torrc.
+        network: `tcp`, `i2p:` and a SAM address, `tor:` and the control socket of a tor that runs, or the
+            path of a private Tor network's client.torrc, for a tor of its own.
         folder: a folder of its own for what the transport keeps.
     """
     if network == TCP:
@@ -47,7 +50,11 @@ def build_transport(network: str, folder: Path) -> Transport:
             tunnels=TunnelOptions(length=1),
             timeouts=I2pTimeouts(round_trip=0.1),  # the routers are all on this machine
         )
-    tor = LaunchedTor(folder / "data", extra_torrc=Path(network))
+    tor: AttachedTor | LaunchedTor
+    if network.startswith(TOR):
+        tor = AttachedTor(network.removeprefix(TOR))
+    else:
+        tor = LaunchedTor(folder / "data", extra_torrc=Path(network))
     return TorTransport(tor, key_path=folder / "onion.key")
 
 

@@ -35,9 +35,13 @@ class Figure:
         """Whether the goal is reached."""
         return self.value >= self.goal if self.better == "more" else self.value <= self.goal
 
+    def fields(self) -> dict[str, object]:
+        """What makes an equal one, in another process."""
+        return asdict(self)
+
     def to_json(self) -> dict[str, object]:
         """The figure as it is written to a file."""
-        return asdict(self) | {"reached": self.reached}
+        return self.fields() | {"reached": self.reached}
 
 
 @dataclass(frozen=True, slots=True)

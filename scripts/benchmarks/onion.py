@@ -26,8 +26,9 @@ from scripts.benchmarks.streams import MEBIBYTE, Ratio, compare, serving
 
 BYTES = 16 * MEBIBYTE
 ROUNDS = 5
-PLAIN = "loopback as it is, Schedulers Vanilla"
-QUICK = "loopback with quickack, Schedulers Vanilla"
+PLAIN = "loopback as it is"
+QUICK = "loopback with quickack"
+NEARBY = "Schedulers Vanilla"
 
 _QUICK_LOOPBACK = """
 ip link set lo up
@@ -39,16 +40,26 @@ done
 
 def measure() -> list[Figure]:
     """Measure in a process of its own, in a network namespace where there can be one."""
-    command = [sys.executable, "-m", "scripts.benchmarks.onion"]
-    if _can_have_namespace():
-        command = ["unshare", "-rn", "sh", "-ec", f'{_QUICK_LOOPBACK}exec "$@"', "sh", *command, QUICK]
-    else:
-        command.append(PLAIN)
+    quick = can_be_quick()
+    answer = run_quick("scripts.benchmarks.onion", f"{QUICK if quick else PLAIN}, {NEARBY}", quick=quick)
+    return [Figure(**fields) for fields in json.loads(answer)]
+
+
+def run_quick(module: str, *words: str, quick: bool) -> str:
+    """Run a module in a process of its own and give what it prints; `quick`: in a network namespace.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; why is on standard error.
+    """
+    command = [sys.executable, "-m", module, *words]
+    if quick:
+        command = ["unshare", "-rn", "sh", "-ec", f'{_QUICK_LOOPBACK}exec "$@"', "sh", *command]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - ourselves
-    return [Figure(**fields) for fields in json.loads(answer.stdout)]
+    return answer.stdout
 
 
-def _can_have_namespace() -> bool:
+def can_be_quick() -> bool:
+    """Tell whether this system lets us have a network namespace, whose loopback acknowledges at once."""
     if shutil.which("unshare") is None or shutil.which("ip") is None:
         return False
     trial = ["unshare", "-rn", "sh", "-ec", _QUICK_LOOPBACK]
@@ -84,8 +95,7 @@ def _figures(ratio: Ratio, added: dict[str, float | str], conditions: str) -> li
 def main() -> None:
     """Measure, and print the figures as JSON."""
     figures = anyio.run(run, sys.argv[1])
-    fields = [{name: value for name, value in one.to_json().items() if name != "reached"} for one in figures]
-    print(json.dumps(fields))
+    print(json.dumps([figure.fields() for figure in figures]))
 
 
 if __name__ == "__main__":
