@@ -11,7 +11,7 @@ from overlay.control.home import Home
 from overlay.control.protocol import JSON
 from overlay.errors import NotRunningError
 from overlay_cli.output import Output
-from overlay_cli.progress import Progress
+from overlay_cli.progress import Progress, ProgressLines
 
 ANSWER_TIMEOUT = 30.0
 """Seconds that a node may take for what it knows by itself."""
@@ -46,13 +46,24 @@ class Context:
                 f"{self.home.path} is no home: make one with 'overlay init', then start it with 'overlay up'"
             ) from error
 
-    def ask(self, verb: str, *, timeout: float | None = None, **args: JSON) -> dict[str, JSON]:
-        """Ask the running node for one object, and show its progress; errors as of `Client.call`."""
+    def ask(
+        self, verb: str, *, timeout: float | None = None, lines: bool = False, **args: JSON
+    ) -> dict[str, JSON]:
+        """Ask the running node for one object, and show its progress; errors as of `Client.call`.
+
+        Args:
+            verb: what to ask for.
+            timeout: see `Client`.
+            lines: show progress with --json too, as lines of its own.
+            args: of the verb; None leaves one out.
+        """
         given = {name: value for name, value in args.items() if value is not None}
-        with self.node(timeout=timeout) as node, self._progress(verb) as progress:
+        with self.node(timeout=timeout) as node, self._progress(verb, lines=lines) as progress:
             return as_object(node.call(verb, given, progress=progress))
 
-    def _progress(self, verb: str) -> Progress:
+    def _progress(self, verb: str, *, lines: bool) -> Progress | ProgressLines:
+        if lines and self.output.as_json and not self.output.quiet:
+            return ProgressLines(self.output.stdout, time.perf_counter)
         shown = not (self.output.quiet or self.output.as_json)
         return Progress(self.output.stderr, verb.rpartition(".")[2], time.perf_counter, shown=shown)
 

@@ -24,8 +24,7 @@ from overlay.control.server import serve
 from overlay.control.verbs import bind
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError
-from overlay.files.service import Files
-from overlay.files.shares import SHARES_SCHEMA
+from overlay.files.service import FILES_SCHEMAS, Files
 from overlay.identity import NodeSecret
 from overlay.locators import LocatorRecord
 from overlay.peer.node import NODE_SCHEMAS, Node, NodeOptions
@@ -69,7 +68,7 @@ async def open_database(home: Home) -> Database:
     Raises:
         StorageError: it cannot be used.
     """
-    return await Database.open(home.database, (*NODE_SCHEMAS, CHAT_SCHEMA, SHARES_SCHEMA))
+    return await Database.open(home.database, (*NODE_SCHEMAS, CHAT_SCHEMA, *FILES_SCHEMAS))
 
 
 def choose_config(options: argparse.Namespace, home: Home) -> Config:

@@ -4,36 +4,95 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from overlay.control.client import Client
 from overlay.control.protocol import JSON
-from overlay.errors import MalformedError, NotFoundError
+from overlay.errors import MalformedError, NotFoundError, RefusedError
 from overlay_cli.context import ANSWER_TIMEOUT, Context, as_object
 from overlay_cli.exit_codes import DONE
 from overlay_cli.output import Output, printable
-from overlay_cli.progress import duration, size
+from overlay_cli.progress import StatusBlock, duration, size, used
+from overlay_cli.spool import spooled_stdin
 
+FOLLOW_INTERVAL = 1.0
+"""Seconds between two looks at the fetches that go on."""
 MAX_LINK_BYTES = 65_536
 """Bytes read from stdin: twice what a link has."""
 
 
 def share(options: argparse.Namespace, output: Output) -> int:
-    """Offer a file from where it lies.
+    """Offer a file or a folder from where it lies.
 
     Raises:
-        NotFoundError: there is no such file.
+        NotFoundError: there is no such thing.
     """
+    show_link = _qr(output) if options.qr else None
     path = Path(options.path).absolute()
     if not path.exists():
         raise NotFoundError(f"{path} does not exist")
     found = Context(options, output).ask("file.share", path=str(path), name=options.name)
     output.data(found, _shown(found, "link"))
+    if found.get("skipped"):
+        output.note(f"passed over, because they are no files or folders: {_shown(found, 'skipped')}")
+    if show_link is not None:
+        show_link(str(found.get("link", "")), output)
+    return DONE
+
+
+def put(options: argparse.Namespace, output: Output) -> int:
+    """Store a file at other nodes.
+
+    Raises:
+        NotFoundError: there is no such file.
+        RefusedError: it is not a file but something else.
+    """
+    show_link = _qr(output) if options.qr else None
+    context = Context(options, output)
+    path = Path(options.path).absolute()
+    if options.path == "-":
+        with context.node():  # before anybody writes gigabytes in vain
+            pass
+        with spooled_stdin(context.home.path) as spool:
+            found = context.ask("file.put", path=str(spool), name=options.name or "")
+    elif not path.exists():
+        raise NotFoundError(f"{path} does not exist")
+    elif not path.is_file():
+        raise RefusedError(f"{path} is not a file: pack a folder into one first")
+    else:
+        found = context.ask("file.put", path=str(path), name=options.name)
+    output.data(found, _shown(found, "link"))
+    if show_link is not None:
+        show_link(str(found.get("link", "")), output)
+    return DONE
+
+
+def pin(options: argparse.Namespace, output: Output) -> int:
+    """Keep a file or a folder in this node's own storage.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; what came is kept.
+    """
+    try:
+        found = Context(options, output).ask("file.pin", link=read_link(options))
+    except KeyboardInterrupt:
+        output.note("what came is kept: the same command goes on from there")
+        raise
+    output.data(found, _shown(found, "link"))
+    return DONE
+
+
+def unpin(options: argparse.Namespace, output: Output) -> int:
+    """Keep something no more."""
+    found = Context(options, output).ask("file.unpin", link=read_link(options))
+    output.data(found, f"not pinned any more: {_shown(found, 'name') or 'a file without a name'}")
     return DONE
 
 
 def get(options: argparse.Namespace, output: Output) -> int:
-    """Fetch a file.
+    """Fetch a file or a folder.
 
     Raises:
         KeyboardInterrupt: it was interrupted; what came is kept.
@@ -41,7 +100,15 @@ def get(options: argparse.Namespace, output: Output) -> int:
     path = str(Path(options.path or ".").absolute())
     context = Context(options, output)
     try:
-        found = context.ask("file.get", link=_link(options), path=path, overwrite=options.force)
+        found = context.ask(
+            "file.get",
+            lines=True,
+            link=read_link(options),
+            path=path,
+            overwrite=options.force,
+            rate=options.rate,
+            only=options.only,
+        )
     except KeyboardInterrupt:
         output.note("what came is kept: the same command goes on from there")
         raise
@@ -50,7 +117,7 @@ def get(options: argparse.Namespace, output: Output) -> int:
 
 
 def list(options: argparse.Namespace, output: Output) -> int:  # noqa: A001 - the verb's name
-    """List what this node offers."""
+    """List what this node offers, and what it has pinned."""
     with Context(options, output).node(timeout=ANSWER_TIMEOUT) as node:
         for item in map(as_object, node.stream("file.list", {})):
             output.data(item, _offer_line(item))
@@ -59,21 +126,65 @@ def list(options: argparse.Namespace, output: Output) -> int:  # noqa: A001 - th
 
 def remove(options: argparse.Namespace, output: Output) -> int:
     """Offer something no more."""
-    found = Context(options, output).ask("file.remove", link=_link(options))
+    found = Context(options, output).ask("file.remove", link=read_link(options))
     output.data(found, f"not offered any more: {_shown(found, 'path')}")
     return DONE
 
 
 def status(options: argparse.Namespace, output: Output) -> int:
-    """Show the fetches that go on."""
+    """Show the fetches that go on, once or until Ctrl-C."""
+    block = StatusBlock(output.stdout)
+    nothing = ["nothing is being fetched"] if options.follow else []
     with Context(options, output).node(timeout=ANSWER_TIMEOUT) as node:
-        for item in map(as_object, node.stream("file.status", {})):
-            output.data(item, _running_line(item))
+        _show_running(node, output, block, nothing)
+        while options.follow:
+            time.sleep(FOLLOW_INTERVAL)
+            _show_running(node, output, block, nothing)
     return DONE
 
 
-def _link(options: argparse.Namespace) -> str:
-    """The link that was given, or what stdin holds.
+def limit(options: argparse.Namespace, output: Output) -> int:
+    """Change how fast the node, or one fetch, may be; without options tell how fast the node may be."""
+    given = {"up": options.up, "down": options.down}
+    args: dict[str, JSON] = {name: value or None for name, value in given.items() if value is not None}
+    if options.path:
+        args["path"] = str(Path(options.path).absolute())
+    with Context(options, output).node(timeout=ANSWER_TIMEOUT) as node:
+        found = as_object(node.call("file.limit", args))
+    output.data(found, ", ".join(_limit(found, name) for name in ("up", "down") if name in found))
+    return DONE
+
+
+def _show_running(node: Client, output: Output, block: StatusBlock, nothing: Sequence[str]) -> None:
+    found = [as_object(item) for item in node.stream("file.status", {})]
+    if output.as_json:
+        for item in found:
+            output.data(item)
+    else:
+        lines = [line for item in found for line in _running_lines(item)]
+        block.show(lines or nothing)
+
+
+def _limit(found: Mapping[str, JSON], name: str) -> str:
+    return f"{name} {_amount(found, name)}/s" if found.get(name) else f"{name} without limit"
+
+
+def _qr(output: Output) -> Callable[[str, Output], None]:
+    """Find what shows a link as a QR code, before anything is done that would be lost without it.
+
+    Raises:
+        MalformedError: a program reads the output.
+        ModuleNotFoundError: the extra `qr` is not installed.
+    """
+    if output.as_json:
+        raise MalformedError("--qr is for people and --json for programs: leave one of them out")
+    from overlay_cli.qr import show_link  # noqa: PLC0415 - needs a library that only this option needs
+
+    return show_link
+
+
+def read_link(options: argparse.Namespace) -> str:
+    """Give the link that was given, or what stdin holds.
 
     Raises:
         MalformedError: stdin is closed.
@@ -96,14 +207,20 @@ def _amount(found: Mapping[str, JSON], key: str) -> str:
 
 def _offer_line(found: Mapping[str, JSON]) -> str:
     problem = f"  ({_shown(found, 'problem')})" if found.get("problem") else ""
-    return f"{_amount(found, 'size'):>10}  {_shown(found, 'path')}{problem}\n{_shown(found, 'link')}"
+    where = f"{_shown(found, 'name')} (pinned)" if found.get("pinned") else _shown(found, "path")
+    return f"{_amount(found, 'size'):>10}  {where}{problem}\n{_shown(found, 'link')}"
 
 
-def _running_line(found: Mapping[str, JSON]) -> str:
+def _running_lines(found: Mapping[str, JSON]) -> Sequence[str]:
     left = found.get("left")
     rest = f", {duration(left)} left" if isinstance(left, int) else ""
-    return (
-        f"{_amount(found, 'present')} of {_amount(found, 'size')}, {_amount(found, 'rate')}/s{rest}, "
-        f"circuits {_shown(found, 'circuits')}, providers {_shown(found, 'providers')}: "
-        f"{_shown(found, 'path')}"
+    figures = ", ".join(
+        [
+            f"{_amount(found, 'present')} of {_amount(found, 'size')}",
+            f"{_amount(found, 'rate')}/s{rest}",
+            *used(found),
+            *([f"{_shown(found, 'chunks')} chunks asked for"] if found.get("chunks") else []),
+            *([f"limited to {_amount(found, 'limit')}/s"] if found.get("limit") else []),
+        ]
     )
+    return [_shown(found, "path"), f"  {figures}"]

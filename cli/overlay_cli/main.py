@@ -12,7 +12,7 @@ from overlay_cli.exit_codes import BROKEN_PIPE, FAILURE, INTERRUPTED, exit_code
 from overlay_cli.output import Output, make_encodable
 from overlay_cli.parser import parse
 
-_EXTRAS = {"stem": "tor", "socks": "tor", "i2plib": "i2p"}
+_EXTRAS = {"stem": "tor", "socks": "tor", "i2plib": "i2p", "segno": "qr"}
 """The libraries that come with an extra, with its name."""
 
 

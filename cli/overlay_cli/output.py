@@ -65,14 +65,14 @@ class Output:
     ) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self._stdout = stdout or sys.stdout
+        self.stdout = stdout or sys.stdout
         self.stderr = stderr or sys.stderr
 
     def data(self, value: Mapping[str, object], *human: str) -> None:
         """Print one object: as a line of JSON, or as the lines in `human`, which are printable already."""
         for line in (json.dumps(value),) if self.as_json else human:
-            self._stdout.write(line + "\n")
-        self._stdout.flush()
+            self.stdout.write(line + "\n")
+        self.stdout.flush()
 
     def note(self, text: str) -> None:
         """Tell a person something in passing, on stderr."""
@@ -89,7 +89,7 @@ class Output:
     def styled(self, text: str, style: str, stream: TextIO | None = None) -> str:
         """Colour `text`, where `stream` (stdout, if not given) is a terminal and NO_COLOR is not set."""
         if (
-            not (stream or self._stdout).isatty()
+            not (stream or self.stdout).isatty()
             or os.environ.get("NO_COLOR")
             or os.environ.get("TERM") == "dumb"
         ):

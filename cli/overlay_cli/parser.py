@@ -6,6 +6,7 @@ import argparse
 from typing import Any, NoReturn, TypeAlias
 
 from overlay.errors import MalformedError
+from overlay.peer.bucket import check_rate
 
 TRANSPORTS = ("tor", "i2p", "tcp")
 I2P_ROUTERS = (8, 32)
@@ -150,20 +151,67 @@ def _add_chat_commands(chat: Parser, common: Parser) -> None:
 def _add_file_commands(file: Parser, common: Parser) -> None:
     commands = file.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     share = _add(
-        commands, common, "share", "offer a file from where it lies, and print its link", "file:share"
+        commands,
+        common,
+        "share",
+        "offer a file or a folder from where it lies, and print its link",
+        "file:share",
     )
     share.add_argument("path", metavar="PATH")
-    share.add_argument("--name", metavar="NAME", help="what it is called (else as the file)")
-    get = _add(commands, common, "get", "fetch a file; goes on where an earlier attempt ended", "file:get")
+    share.add_argument("--name", metavar="NAME", help="what it is called (else as it is)")
+    share.add_argument("--qr", action="store_true", help="show the link as a QR code too")
+    put = _add(commands, common, "put", "store a file at other nodes, and print its link", "file:put")
+    put.add_argument("path", metavar="PATH", help="a file; - reads it from stdin")
+    put.add_argument("--name", metavar="NAME", help="what it is called (else as the file)")
+    put.add_argument("--qr", action="store_true", help="show the link as a QR code too")
+    _add_get_command(commands, common)
+    _add_pin_commands(commands, common)
+    _add(commands, common, "list", "list what this node offers, and what it has pinned", "file:list")
+    remove = _add(commands, common, "remove", "offer something no more; the file stays", "file:remove")
+    remove.add_argument("link", metavar="LINK", help="as it was printed; - reads it from stdin")
+    info = _add(commands, common, "info", "show what a link says; no node is needed", "file_info:info")
+    info.add_argument("link", metavar="LINK", help="as it was printed; - reads it from stdin")
+    status = _add(commands, common, "status", "show the fetches that go on", "file:status")
+    status.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
+    _add_limit_command(commands, common)
+
+
+def _add_get_command(commands: _Commands, common: Parser) -> None:
+    get = _add(
+        commands,
+        common,
+        "get",
+        "fetch a file or a folder; goes on where an earlier attempt ended",
+        "file:get",
+    )
     get.add_argument("link", metavar="LINK", help="as it was printed; - reads it from stdin")
     get.add_argument(
         "-o", dest="path", metavar="PATH", help="a file, or a folder (else: here, under its own name)"
     )
-    get.add_argument("--force", action="store_true", help="replace a file that is there")
-    _add(commands, common, "list", "list what this node offers", "file:list")
-    remove = _add(commands, common, "remove", "offer something no more; the file stays", "file:remove")
-    remove.add_argument("link", metavar="LINK", help="as it was printed; - reads it from stdin")
-    _add(commands, common, "status", "show the fetches that go on", "file:status")
+    get.add_argument("--force", action="store_true", help="replace files that are there")
+    get.add_argument("--rate", type=_limited_rate, metavar="BYTES", help="how many may come a second")
+    get.add_argument(
+        "--only",
+        action="append",
+        metavar="PATTERN",
+        help="of a folder, only what is called so; may be given several times",
+    )
+
+
+def _add_pin_commands(commands: _Commands, common: Parser) -> None:
+    for name, text in (
+        ("pin", "fetch a file or a folder into this node's own storage, keep it and offer it"),
+        ("unpin", "keep it no more"),
+    ):
+        command = _add(commands, common, name, text, f"file:{name}")
+        command.add_argument("link", metavar="LINK", help="as it was printed; - reads it from stdin")
+
+
+def _add_limit_command(commands: _Commands, common: Parser) -> None:
+    limit = _add(commands, common, "limit", "change how fast the node, or one fetch, may be", "file:limit")
+    limit.add_argument("path", metavar="PATH", nargs="?", help="only the fetch to this file")
+    limit.add_argument("--up", type=_limit, metavar="BYTES", help="how many may go a second, or 'none'")
+    limit.add_argument("--down", type=_limit, metavar="BYTES", help="how many may come a second, or 'none'")
 
 
 def _add_testnet_commands(testnet: Parser, common: Parser) -> None:
@@ -207,6 +255,18 @@ def _rate(text: str) -> int:
     return rate
 
 
+def _limited_rate(text: str) -> int:
+    try:
+        return check_rate(int(text))
+    except MalformedError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _limit(text: str) -> int:
+    """Read a limit; 0 stands for none, which nobody can give."""
+    return 0 if text == "none" else _limited_rate(text)
+
+
 def _relays(text: str) -> int:
     relays = int(text)
     if not 3 <= relays <= MAX_RELAYS:
@@ -223,6 +283,6 @@ def _routers(text: str) -> int:
 
 _seconds.__name__ = "number of seconds"  # argparse puts these into its sentence
 _count.__name__ = "count"
-_rate.__name__ = "rate in bytes a second"
+_rate.__name__ = _limited_rate.__name__ = _limit.__name__ = "rate in bytes a second"
 _relays.__name__ = "number of relays"
 _routers.__name__ = "number of routers"

@@ -1,17 +1,27 @@
-"""A progress bar with rate and remaining time, on a terminal only."""
+"""What changes while a command runs: progress bars with rate and remaining time, and statuses in place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TextIO
 
+from overlay.control.protocol import JSON
+
 BAR_WIDTH = 24
+MIN_BAR_WIDTH = 6
 REDRAW_INTERVAL = 0.1
 """Seconds between two drawings; more only flickers."""
+LINE_INTERVAL = 1.0
+"""Seconds between two lines of progress for programs: a transfer of an hour has a log that can be read."""
+DEFAULT_SIZE = (80, 24)
+"""Columns and lines of a terminal that does not say how large it is."""
 _LONGEST_LEFT = 100 * 3600.0  # seconds; nobody waits longer, and it is a guess anyway
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 _CLEAR_LINE = "\r\x1b[K"
+_NOTHING: Mapping[str, JSON] = {}
 
 
 class Progress:
@@ -32,15 +42,17 @@ class Progress:
         self._started: tuple[float, int] | None = None
         self._drawn = -REDRAW_INTERVAL
 
-    def __call__(self, done: int, total: int) -> None:
-        """Tell that `done` bytes of `total` are done."""
+    def __call__(self, done: int, total: int, more: Mapping[str, JSON] = _NOTHING) -> None:
+        """Tell that `done` bytes of `total` are done, and `more` of docs/spec/control.md."""
         now = self._clock()
         if self._started is None:
             self._started = (now, done)
         if self._shown and (now - self._drawn >= REDRAW_INTERVAL or done >= total):
             self._drawn = now
             began, first = self._started
-            self._stream.write(_CLEAR_LINE + draw(self._label, done, total, now - began, done - first))
+            width = terminal_size(self._stream)[0] - 1
+            line = draw(self._label, done, total, now - began, done - first, more=more, width=width)
+            self._stream.write(_CLEAR_LINE + line)
             self._stream.flush()
 
     def __enter__(self) -> Self:
@@ -59,8 +71,51 @@ class Progress:
             self._stream.flush()
 
 
-def draw(label: str, done: int, total: int, seconds: float, moved: int) -> str:
-    """Draw one line.
+class ProgressLines:
+    """Shows the same to a program: `{"progress": …}`, a line each second at most.
+
+    Args:
+        stream: where to write.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._written = float("-inf")
+
+    def __call__(self, done: int, total: int, more: Mapping[str, JSON] = _NOTHING) -> None:
+        """Tell that `done` bytes of `total` are done, and `more` of docs/spec/control.md."""
+        now = self._clock()
+        if now - self._written >= LINE_INTERVAL:
+            self._written = now
+            self._stream.write(json.dumps({"progress": {"done": done, "total": total, **more}}) + "\n")
+            self._stream.flush()
+
+    def __enter__(self) -> Self:
+        """Show it for the length of a block."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Nothing is left to do."""
+
+
+def draw(
+    label: str,
+    done: int,
+    total: int,
+    seconds: float,
+    moved: int,
+    *,
+    more: Mapping[str, JSON] = _NOTHING,
+    width: int = 200,
+) -> str:
+    """Draw one line; where it is too long, first the bar gives way, then what is said last.
 
     Args:
         label: what is going on.
@@ -68,14 +123,31 @@ def draw(label: str, done: int, total: int, seconds: float, moved: int) -> str:
         total: bytes in all.
         seconds: how long it has been observed.
         moved: bytes done meanwhile.
+        more: what the node says of it; its `rate` and `left` come before those that were observed.
+        width: columns at most.
     """
     share = min(done / total, 1.0) if total > 0 else 1.0
-    filled = int(share * BAR_WIDTH)
-    bar = "#" * filled + "-" * (BAR_WIDTH - filled)
-    rate = moved / seconds if seconds > 0 else 0.0
-    seconds_left = (total - done) / rate if rate > 0 else _LONGEST_LEFT
-    left = f", {duration(seconds_left)} left" if done < total and seconds_left < _LONGEST_LEFT else ""
-    return f"{label} [{bar}] {share:4.0%} {size(done)} of {size(total)}, {size(rate)}/s{left}"
+    rate, left = _pace(done, total, seconds, moved, more)
+    parts = [f"{size(done)} of {size(total)}", f"{size(rate)}/s"]
+    if done < total and left < _LONGEST_LEFT:
+        parts.append(f"{duration(left)} left")
+    parts += used(more)
+    while len(parts) > 1 and _length(label, parts) + MIN_BAR_WIDTH > width:
+        parts.pop()
+    room = max(MIN_BAR_WIDTH, min(BAR_WIDTH, width - _length(label, parts)))
+    filled = int(share * room)
+    bar = "#" * filled + "-" * (room - filled)
+    return f"{label} [{bar}] {share:4.0%} {', '.join(parts)}"[:width]
+
+
+def used(more: Mapping[str, JSON]) -> list[str]:
+    """Say what a fetch uses: `3 circuits to 2 nodes`; nothing where there is nothing to say."""
+    circuits, providers = more.get("circuits"), more.get("providers")
+    if not isinstance(circuits, int) or not isinstance(providers, int):
+        return []
+    if not circuits:
+        return ["no circuit yet"]
+    return [f"{_count(circuits, 'circuit')} to {_count(providers, 'node')}"]
 
 
 def size(count: float) -> str:
@@ -95,6 +167,15 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def terminal_size(stream: TextIO) -> tuple[int, int]:
+    """Tell how many columns and lines a terminal has."""
+    try:
+        found = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):  # no terminal; no descriptor either
+        return DEFAULT_SIZE
+    return found.columns or DEFAULT_SIZE[0], found.lines or DEFAULT_SIZE[1]
 
 
 class StatusLine:
@@ -120,3 +201,48 @@ class StatusLine:
         end = "" if self._in_place and not last else "\n"
         self._stream.write(begin + text + end)
         self._stream.flush()
+
+
+class StatusBlock:
+    """Shows lines that change, and stay when it ends: in place on a terminal, one below the other elsewhere.
+
+    Args:
+        stream: where to show them.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._in_place = stream.isatty()
+        self._before: list[str] = []
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Show `lines`, printable, instead of those before; a terminal gets as much as it has room for."""
+        shown = [*lines]
+        if self._in_place:
+            width, height = terminal_size(self._stream)
+            shown = [line[: width - 1] for line in lines[: height - 1]]
+        if shown == self._before:
+            return
+        if self._in_place and self._before:  # back to the first line, and wipe all away
+            self._stream.write(f"\x1b[{len(self._before)}A\r\x1b[J")
+        self._before = shown
+        self._stream.writelines(line + "\n" for line in shown)
+        self._stream.flush()
+
+
+def _pace(done: int, total: int, seconds: float, moved: int, more: Mapping[str, JSON]) -> tuple[float, float]:
+    """Bytes a second, and seconds left: as the node says, else as observed."""
+    told, left = more.get("rate"), more.get("left")
+    if isinstance(told, int | float):
+        return told, left if isinstance(left, int | float) else _LONGEST_LEFT
+    rate = moved / seconds if seconds > 0 else 0.0
+    return rate, (total - done) / rate if rate > 0 else _LONGEST_LEFT
+
+
+def _length(label: str, parts: Sequence[str]) -> int:
+    """Columns of a line but for its bar."""
+    return len(label) + len(" [] 100% ") + len(", ".join(parts))
+
+
+def _count(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"

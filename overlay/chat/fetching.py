@@ -1,37 +1,21 @@
-"""Fetching a posted file: each chunk verified, from whoever has it; the file appears when it is whole."""
+"""Fetching a posted file: over several circuits, and gone on with where an earlier attempt ended."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
-from anyio import AsyncFile
 
 from overlay.chat.events import File
-from overlay.chat.posting import Progress
-from overlay.errors import (
-    MalformedError,
-    NotFoundError,
-    OverlayError,
-    RefusedError,
-    StorageError,
-    TransportUnavailableError,
-    UnreachableError,
-    VerificationError,
-)
+from overlay.errors import MalformedError, NotFoundError, UnreachableError, VerificationError
+from overlay.files.actions import Snapshot
+from overlay.files.gathering import gather
+from overlay.files.shares import Progress
+from overlay.files.target import Target, open_target
 from overlay.identity import NodeIdentifier
 from overlay.peer.node import Node
-from overlay.units.capability import ReadCapability
-from overlay.units.decode import Decoder
+from overlay.units.capability import ReadCapability, tree_shape
 from overlay.wire.filenames import safe_basename
-
-REQUESTS = 2
-"""Requests for chunks at once, each to another holder where there are two."""
-REQUEST_CHUNKS = 32
-"""Chunks of a request, 1 MiB of large ones: all requests together stay well within the decoder's window."""
-
 
 _NO_CONTENT = "what was posted is not the content that it says it is: ask whoever posted it to do so again"
 
@@ -39,170 +23,69 @@ _NO_CONTENT = "what was posted is not the content that it says it is: ask whoeve
 async def fetch_file(
     node: Node, content: File, destination: Path, progress: Progress | None = None
 ) -> tuple[Path, int]:
-    """Fetch a file and write it.
-
-    The content is gathered in a hidden file beside the target, which takes the target's name when it is
-    whole and on disk; failed or cancelled, nothing is left.
+    """Fetch a file and write it; what an earlier attempt left is gone on with.
 
     Args:
-        node: asks the holders, without showing itself; chunks that it keeps itself are taken from there.
+        node: asks the holders, without showing itself; chunks that it has itself are taken from there.
         content: the file, as its event has it.
         destination: a folder, where the file gets its own name made safe, or the path to write.
-        progress: told after each batch.
+        progress: told after each step.
 
     Returns:
         where the file is, and its size.
 
     Raises:
         MalformedError: its name cannot be used: give a path.
-        VerificationError: what was posted is not the content that its event describes.
-        RefusedError: the target exists already.
+        VerificationError: what was posted is not the content that its event describes, or holders lied.
+        RefusedError: the target exists already, or is being fetched.
         NotFoundError: the folder does not exist, or nobody has all of the file any more.
         UnreachableError: a holder that may have the rest was not reached.
-        TransportUnavailableError: nor could it be, because this node's transport does not work.
+        TransportUnavailableError: nor could it be, because none of this node's transports works.
         StorageError: the disk is full or cannot be written.
+        Failed or cancelled, what came is kept and the next attempt goes on.
     """
-    target = await _target(content, destination)
-    partial = target.with_name(f".{node.entropy(8).hex()}.part")
-    decoder = _decoder(content)
-    try:
-        await _write(node, content, decoder, partial, progress)
-        await anyio.to_thread.run_sync(partial.replace, target)
-    except OSError as error:
-        raise StorageError(f"{target} cannot be written: {error.strerror}") from error
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.Path(partial).unlink(missing_ok=True)
-    return target, decoder.position
+    capability = _capability(content)
+    async with open_target(await _target_path(content, destination), capability, size=content.size) as target:
+        await _gather(node, content, target, progress)
+        await target.finish()
+    return target.path, content.size
 
 
-def _decoder(content: File) -> Decoder:
+def _capability(content: File) -> ReadCapability:
+    """Read the capability of a file.
+
+    Raises:
+        VerificationError: it is none, or content of this size never has it.
+    """
     try:
-        return Decoder(ReadCapability.from_bytes(content.capability), size=content.size)
+        capability = ReadCapability.from_bytes(content.capability)
     except MalformedError as error:
         raise VerificationError(_NO_CONTENT) from error
+    if tree_shape(content.size, capability.block_size)[1] != capability.level:
+        raise VerificationError(_NO_CONTENT)
+    return capability
 
 
-async def _target(content: File, destination: Path) -> Path:
+async def _target_path(content: File, destination: Path) -> Path:
     is_folder = await anyio.Path(destination).is_dir()
-    target = destination / safe_basename(content.name) if is_folder else destination
-    if not await anyio.Path(target.parent).is_dir():
-        raise NotFoundError(f"there is no folder {target.parent}")
-    if await anyio.Path(target).exists():
-        raise RefusedError(f"{target} exists already: name another path to write to")
-    return target
+    return destination / safe_basename(content.name) if is_folder else destination
 
 
-async def _write(
-    node: Node, content: File, decoder: Decoder, partial: Path, progress: Progress | None
-) -> None:
-    source = _Source(node, [NodeIdentifier(holder) for holder in content.holders])
-    async with await anyio.open_file(partial, "xb") as file:
-        transfer = _Transfer(decoder, source, file, content.size, progress)
-        await transfer.run()
-        await _sync_to_disk(file)
+async def _gather(node: Node, content: File, target: Target, progress: Progress | None) -> None:
+    def report(_snapshot: Snapshot | None) -> None:
+        if progress is not None:
+            progress(target.tree.present, content.size)
 
-
-async def _sync_to_disk(file: AsyncFile[bytes]) -> None:
-    await file.flush()
-    await anyio.to_thread.run_sync(os.fsync, file.wrapped.fileno())
-
-
-class _Transfer:
-    """Several requests at once: one travels while another is answered. Content is written in order."""
-
-    def __init__(
-        self, decoder: Decoder, source: _Source, file: AsyncFile[bytes], size: int, progress: Progress | None
-    ) -> None:
-        self._decoder = decoder
-        self._source = source
-        self._file = file
-        self._size = size
-        self._progress = progress
-        self._asked: set[bytes] = set()
-        self._arrived = anyio.Event()
-        self._writing = anyio.Lock()
-        self._failure: OverlayError | OSError | None = None
-
-    async def run(self) -> None:
-        """Read to the end; raises what made the first request fail."""
-        async with anyio.create_task_group() as group:
-            for number in range(REQUESTS):
-                group.start_soon(self._work, number, group.cancel_scope)
-        if self._failure is not None:
-            raise self._failure
-
-    async def _work(self, number: int, scope: anyio.CancelScope) -> None:
-        try:
-            while not self._decoder.finished:
-                wanted = self._decoder.wanted(REQUEST_CHUNKS, self._asked)
-                if wanted:
-                    await self._fetch(wanted, number)
-                else:
-                    await self._arrived.wait()
-        except (OverlayError, OSError) as error:
-            self._failure = self._failure or error
-            scope.cancel()
-
-    async def _fetch(self, wanted: Sequence[bytes], number: int) -> None:
-        self._asked.update(wanted)
-        chunks = await self._source.fetch(wanted, prefer=number)
-        try:
-            for reference, chunk in chunks.items():
-                self._decoder.receive(reference, chunk)
-        except MalformedError as error:  # the right chunks of a wrong tree: the one who posted it is to blame
-            raise VerificationError(_NO_CONTENT) from error
-        self._asked.difference_update(wanted)
-        async with self._writing:  # taken before reading, so that what is read first is written first
-            await self._file.write(self._decoder.read())
-            if self._progress is not None:
-                self._progress(self._decoder.position, self._size)
-        self._arrived.set()
-        self._arrived = anyio.Event()
-
-
-class _Source:
-    """Where chunks come from: this node's own store, then the holders, those that served best first."""
-
-    def __init__(self, node: Node, holders: Sequence[NodeIdentifier]) -> None:
-        self._node = node
-        self._holders = list(node.reputation.rank(holders, node.clock()))
-        self._unreached = False
-        self._unavailable: TransportUnavailableError | None = None
-
-    async def fetch(self, references: Sequence[bytes], *, prefer: int) -> dict[bytes, bytes]:
-        """Get all of these chunks, asking holder number `prefer` first.
-
-        Raises:
-            NotFoundError: every holder was asked, and some chunk nobody has.
-            UnreachableError: a holder that was not reached may have it.
-            TransportUnavailableError: likewise, and what does not work is on this side.
-        """
-        found: dict[bytes, bytes] = {}
-        kept = await self._node.storage.get(references)
-        found |= {name: chunk for name, chunk in zip(references, kept, strict=True) if chunk is not None}
-        first = prefer % max(1, len(self._holders))
-        for holder in self._holders[first:] + self._holders[:first]:
-            missing = [reference for reference in references if reference not in found]
-            if not missing:
-                break
-            found |= await self._ask(holder, missing)
-        if len(found) < len(references):
-            if self._unavailable is not None:
-                raise self._unavailable
-            if self._unreached:
-                raise UnreachableError("a node that keeps this file is not reached: try again later")
-            raise NotFoundError("nobody has all of this file any more: ask its sender to post it again")
-        return found
-
-    async def _ask(self, holder: NodeIdentifier, missing: Sequence[bytes]) -> dict[bytes, bytes]:
-        try:
-            return await self._node.chunks.fetch(holder, missing)
-        except OverlayError as error:  # the next holder has the same chunks; this one is not asked again
-            if holder in self._holders:
-                self._holders.remove(holder)
-            self._unreached = self._unreached or isinstance(error, UnreachableError)
-            if isinstance(error, TransportUnavailableError):
-                self._unavailable = error
-            self._node.check_online()  # others would fail as slowly where the trouble is here
-            return {}
+    holders = [NodeIdentifier(holder) for holder in content.holders]
+    others = [holder for holder in node.reputation.rank(holders, node.clock()) if holder != node.identifier]
+    try:
+        await gather(node, target, others, report)
+    except UnreachableError as error:
+        raise UnreachableError("a node that keeps this file is not reached: try again later") from error
+    except NotFoundError as error:
+        raise NotFoundError(
+            "nobody has all of this file any more: ask its sender to post it again"
+        ) from error
+    except MalformedError as error:  # the right chunks of a wrong tree: the one who posted it is to blame
+        await target.discard()
+        raise VerificationError(_NO_CONTENT) from error

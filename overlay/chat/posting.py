@@ -1,88 +1,14 @@
-"""Posting a file: encoded as a stream, its chunks stored at other nodes before anybody is told of it."""
+"""Posting a file: its chunks are stored at other nodes before anybody is told of it."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import anyio
 
 from overlay.chat.events import MAX_HOLDERS, File
 from overlay.chat.texts import check_file_name
-from overlay.errors import (
-    NotFoundError,
-    OverlayError,
-    RefusedError,
-    TransportUnavailableError,
-    UnreachableError,
-)
-from overlay.identity import NodeIdentifier
-from overlay.peer.chunks import BATCH_CHUNKS
+from overlay.files.shares import Progress
+from overlay.files.storing import store_file
 from overlay.peer.node import Node
-from overlay.units.capability import SECRET_BYTES, Chunk, choose_block_size
-from overlay.units.encode import Encoder
-
-COPIES = 2
-"""Nodes that each chunk is stored at, where there are as many."""
-PIECE_BYTES = 1 << 20
-"""Bytes read and encoded at once: some milliseconds of the event loop's time."""
-
-Progress = Callable[[int, int], None]
-"""Told how many bytes of how many are done."""
-
-
-class _Holders:
-    """The nodes that take a file's chunks; one that fails is replaced from then on."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._current: list[NodeIdentifier] = []
-        self._asked: set[NodeIdentifier] = {node.identifier}
-        self._failures: list[OverlayError] = []
-        self.used: list[NodeIdentifier] = []
-
-    async def store(self, chunks: Sequence[bytes]) -> None:
-        """Store a batch with every holder.
-
-        Raises:
-            TransportUnavailableError: this node is on no network, or not on that of any who could take it.
-            UnreachableError: not one node took it.
-        """
-        done: list[NodeIdentifier] = []
-        self._fill(COPIES - len(self._current))
-        while trying := [holder for holder in self._current if holder not in done]:
-            async with anyio.create_task_group() as group:
-                for holder in trying:
-                    group.start_soon(self._store_at, holder, chunks, done)
-            self._current = [holder for holder in self._current if holder in done]
-            if not done:  # others would fail as slowly where the trouble is here
-                self._node.check_online()
-            self._fill(COPIES - len(self._current))
-        if not done:
-            raise self._why()
-        self.used += [holder for holder in self._current if holder not in self.used]
-
-    def _why(self) -> OverlayError:
-        if self._failures and all(isinstance(each, TransportUnavailableError) for each in self._failures):
-            return self._failures[0]
-        return UnreachableError("no other node keeps this file: try again when more nodes are online")
-
-    def _fill(self, count: int) -> None:
-        room = MAX_HOLDERS - len(self.used) - len(self._current)
-        chosen = self._node.choose(max(0, min(count, room)), without=self._asked)
-        self._asked.update(chosen)
-        self._current += chosen
-
-    async def _store_at(
-        self, holder: NodeIdentifier, chunks: Sequence[bytes], done: list[NodeIdentifier]
-    ) -> None:
-        try:
-            await self._node.chunks.store(holder, chunks)
-        except OverlayError as error:  # another takes its place; its reputation is the peer layer's matter
-            self._failures.append(error)
-            return
-        done.append(holder)
 
 
 async def post_file(node: Node, path: Path, progress: Progress | None = None) -> File:
@@ -97,52 +23,14 @@ async def post_file(node: Node, path: Path, progress: Progress | None = None) ->
         what the session's participants need to know; every chunk is on the holders' disks.
 
     Raises:
-        NotFoundError: there is no such file.
-        RefusedError: it is not a regular file, cannot be read, or changed while it was read.
         MalformedError: its name cannot be told to others.
-        TransportUnavailableError: this node is on no network at the moment; nothing is posted.
-        UnreachableError: no other node takes its chunks; nothing is posted.
+        OverlayError: see `store_file`; nothing is posted.
     """
     check_file_name(path.name)
-    node.check_online()
-    try:
-        size = await _size_of(path)
-        holders = _Holders(node)
-        encoder = Encoder(choose_block_size(size), node.entropy(SECRET_BYTES))
-        async with await anyio.open_file(path, "rb") as file:
-            await _encode(file, size, encoder, holders, progress)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"there is no file {path}") from error
-    except OSError as error:
-        raise RefusedError(f"{path} cannot be read: {error.strerror}") from error
-    chunks, capability = encoder.finish()
-    await _store_all(holders, chunks)
-    nodes = tuple(holder.value for holder in holders.used)
-    return File(name=path.name, size=size, capability=capability.to_bytes(), holders=nodes)
-
-
-async def _encode(
-    file: anyio.AsyncFile[bytes], size: int, encoder: Encoder, holders: _Holders, progress: Progress | None
-) -> None:
-    done = 0
-    while done <= size and (piece := await file.read(PIECE_BYTES)):
-        await _store_all(holders, encoder.feed(piece))
-        done += len(piece)
-        if progress is not None:
-            progress(min(done, size), size)
-    if done != size:  # a log that is written to all the time would never end
-        raise RefusedError("the file changed while it was read: post it again, or a copy of it")
-
-
-async def _size_of(path: Path) -> int:
-    if not await anyio.Path(path).is_file():
-        if await anyio.Path(path).exists():
-            raise RefusedError(f"{path} is not a regular file")
-        raise NotFoundError(f"there is no file {path}")
-    found: os.stat_result = await anyio.Path(path).stat()
-    return found.st_size
-
-
-async def _store_all(holders: _Holders, chunks: Sequence[Chunk]) -> None:
-    for start in range(0, len(chunks), BATCH_CHUNKS):
-        await holders.store([chunk.data for chunk in chunks[start : start + BATCH_CHUNKS]])
+    stored = await store_file(node, path, progress, most=MAX_HOLDERS)
+    return File(
+        name=path.name,
+        size=stored.size,
+        capability=stored.capability.to_bytes(),
+        holders=tuple(holder.value for holder in stored.holders),
+    )

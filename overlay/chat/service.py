@@ -17,7 +17,7 @@ from overlay.chat.invite import Invite
 from overlay.chat.joining import join_session
 from overlay.chat.keys import SECRET_BYTES, SessionKeys
 from overlay.chat.outbox import Outbox
-from overlay.chat.posting import Progress, post_file
+from overlay.chat.posting import post_file
 from overlay.chat.reconciler import Reconciler
 from overlay.chat.session import Participant, Session
 from overlay.chat.store import ChatStore, SessionRow
@@ -36,6 +36,7 @@ from overlay.chat.views import (
 )
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError, OverlayError, RefusedError
+from overlay.files.shares import Progress
 from overlay.identity import NodeIdentifier, SigningSecret
 from overlay.peer.node import Node
 from overlay.units.identifiers import UnitIdentifier
@@ -276,7 +277,7 @@ class Chat:
             session: the session.
             file: its identifier, the beginning of one, or its name: then the latest of that name.
             destination: an existing folder, or a path that does not exist.
-            progress: told after each batch.
+            progress: told after each step.
 
         Returns:
             where it is now, and its size in bytes.

@@ -26,8 +26,8 @@ _RECEIVE_BYTES = 65536
 CONNECT_TIMEOUT = 10.0
 """Seconds; a node that is alive takes a connection in less than one of them."""
 
-Progress = Callable[[int, int], None]
-"""Told how much is done, of how much in all."""
+Progress = Callable[[int, int, Mapping[str, JSON]], None]
+"""Told how much is done, of how much in all, and all that the node says of it, these two included."""
 
 
 class Client:
@@ -176,9 +176,10 @@ def _receive(connection: socket.socket) -> bytes:
         return b""
 
 
-def _amounts(value: JSON) -> tuple[int, int]:
-    match value:
+def _amounts(value: JSON) -> tuple[int, int, Mapping[str, JSON]]:
+    told = value if isinstance(value, dict) else {}
+    match told:
         case {"done": int(done), "total": int(total)}:
-            return done, total
+            return done, total, told
         case _:
             raise ProtocolViolationError("the node's progress is not an amount")

@@ -42,7 +42,7 @@ class Config:
         i2p_config: a file with lines for the configuration of the router that is launched.
         tunnel_length: hops of each I2P tunnel.
         tunnel_quantity: I2P tunnels each way.
-        quota_mib: MiB of other people's chunks that this node stores at most.
+        quota_mib: MiB of chunks that this node stores at most.
         idle_timeout: seconds after which a connection that carries nothing is closed.
     """
 
@@ -286,7 +286,7 @@ name = @NAME@
 #quantity = 5
 
 [storage]
-# MiB of other people's chunks that this node stores at most.
+# MiB of chunks that this node stores at most: what is pinned, and other people's with the rest.
 #quota_mib = 1024
 
 [limits]

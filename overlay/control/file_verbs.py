@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import anyio
+from msgspec import UNSET, Meta, UnsetType
 
 from overlay.control.protocol import JSON
 from overlay.control.runtime import Runtime
 from overlay.control.server import AbsolutePath, Answers, Arguments, Handler, Handlers, NoArguments
+from overlay.errors import MalformedError
+from overlay.files.folders import Order
 from overlay.files.links import FileLink
+from overlay.files.manifest import MAX_PATH_BYTES
+from overlay.files.pins import Pin
 from overlay.files.service import Running
 from overlay.files.share_records import Share
+from overlay.peer.bucket import MAX_RATE, MIN_RATE
+
+Rate: TypeAlias = Annotated[int, Meta(ge=MIN_RATE, le=MAX_RATE)]
+
+
+MAX_PATTERNS = 256
+"""Patterns of one fetch; people give a few, and each is tried on a million files."""
+
+Patterns: TypeAlias = Annotated[
+    tuple[Annotated[str, Meta(max_length=MAX_PATH_BYTES)], ...], Meta(max_length=MAX_PATTERNS)
+]
 
 
 class ShareArguments(Arguments, frozen=True):
-    """`path`: the file to offer; `name`: what it is called, if not as the file."""
+    """`path`: the file or folder to offer; `name`: what it is called, if not as that."""
 
     path: AbsolutePath
     name: str = ""
+
+
+class PutArguments(Arguments, frozen=True):
+    """`path`: the file to store; `name`: what it is called, if not as the file; empty for nothing."""
+
+    path: AbsolutePath
+    name: str | None = None
 
 
 class LinkArguments(Arguments, frozen=True):
@@ -26,10 +52,23 @@ class LinkArguments(Arguments, frozen=True):
 
 
 class FetchArguments(LinkArguments, frozen=True):
-    """`path`: where to write it, or a folder; `overwrite`: whether a file that is there may be replaced."""
+    """`path`: where to write it, or a folder; `overwrite`: whether a file that is there may be replaced.
+
+    `rate`: bytes a second at most; `only`: patterns of what is wanted of a folder, none for all.
+    """
 
     path: AbsolutePath
     overwrite: bool = False
+    rate: Rate | None = None
+    only: Patterns = ()
+
+
+class LimitArguments(Arguments, frozen=True):
+    """`up`, `down`: bytes a second at most, None for no limit; `path`: only the fetch to it, without `up`."""
+
+    up: Rate | UnsetType | None = UNSET
+    down: Rate | UnsetType | None = UNSET
+    path: AbsolutePath | None = None
 
 
 def bind_files(runtime: Runtime) -> Handlers:
@@ -37,10 +76,14 @@ def bind_files(runtime: Runtime) -> Handlers:
     verbs = FileVerbs(runtime)
     return {
         "file.share": Handler(ShareArguments, verbs.share),
+        "file.put": Handler(PutArguments, verbs.put),
         "file.get": Handler(FetchArguments, verbs.get),
         "file.list": Handler(NoArguments, verbs.list),
         "file.remove": Handler(LinkArguments, verbs.remove),
+        "file.pin": Handler(LinkArguments, verbs.pin),
+        "file.unpin": Handler(LinkArguments, verbs.unpin),
         "file.status": Handler(NoArguments, verbs.status),
+        "file.limit": Handler(LimitArguments, verbs.limit),
     }
 
 
@@ -51,23 +94,64 @@ class FileVerbs:
         self._runtime = runtime
 
     async def share(self, args: ShareArguments, answers: Answers) -> JSON:
-        """Offer a file from where it lies."""
+        """Offer a file or a folder from where it lies."""
         files = self._runtime.services.files
+        if await anyio.Path(args.path).is_dir():
+            link, folder = await files.share_folder(Path(args.path), args.name, answers.progress)
+            return {
+                "link": link.urn,
+                "name": link.name,
+                "size": folder.share.size,
+                "files": folder.files,
+                "skipped": folder.skipped,
+            }
         link = await files.share(Path(args.path), args.name, answers.progress)
         return {"link": link.urn, "name": link.name, "size": link.size}
 
+    async def put(self, args: PutArguments, answers: Answers) -> JSON:
+        """Store a file at other nodes."""
+        link = await self._runtime.services.files.put(Path(args.path), args.name, answers.progress)
+        return {"link": link.urn, "name": link.name, "size": link.size, "holders": len(link.providers)}
+
+    async def pin(self, args: LinkArguments, answers: Answers) -> JSON:
+        """Keep a file or folder in this node's own storage."""
+        pin, link = await self._runtime.services.files.pin(FileLink.parse(args.link), answers.progress)
+        return {"link": link.urn, "name": pin.name, "size": pin.total}
+
+    async def unpin(self, args: LinkArguments, _answers: Answers) -> JSON:
+        """Keep something no more."""
+        pin = await self._runtime.services.files.unpin(FileLink.parse(args.link))
+        return {"name": pin.name, "size": pin.total}
+
     async def get(self, args: FetchArguments, answers: Answers) -> JSON:
-        """Fetch a file."""
-        files = self._runtime.services.files
+        """Fetch a file, or a folder.
+
+        Raises:
+            MalformedError: not a link, or patterns for a file.
+            OverlayError: any other of fetching.
+        """
+        files, link = self._runtime.services.files, FileLink.parse(args.link)
+
+        def progress(running: Running) -> None:
+            answers.progress(running.present, running.size or 0, _figures(running))
+
+        if link.kind == "folder":
+            order = Order(link, Path(args.path), args.only, overwrite=args.overwrite)
+            fetch = await files.get_folder(order, progress, rate=args.rate)
+            return {"path": str(order.path), "size": fetch.size, "files": fetch.files}
+        if args.only:
+            raise MalformedError("this link is one of a file: only of a folder a part can be fetched")
         path, size = await files.get(
-            FileLink.parse(args.link), Path(args.path), answers.progress, overwrite=args.overwrite
+            link, Path(args.path), progress, overwrite=args.overwrite, rate=args.rate
         )
         return {"path": str(path), "size": size}
 
     async def list(self, _args: NoArguments, answers: Answers) -> JSON:
-        """What is offered, one an item."""
+        """What is offered, then what is pinned, one an item."""
         for share, link in await self._runtime.services.files.offered():
             await answers.item(_offer(share, link))
+        for pin, link in await self._runtime.services.files.pinned():
+            await answers.item(_pinned(pin, link))
         return None
 
     async def remove(self, args: LinkArguments, _answers: Answers) -> JSON:
@@ -81,6 +165,25 @@ class FileVerbs:
             await answers.item(_running(running))
         return None
 
+    async def limit(self, args: LimitArguments, _answers: Answers) -> JSON:
+        """Change the limits of the node, or of one fetch, and tell those of the node.
+
+        Raises:
+            MalformedError: a limit up for a fetch.
+            NotFoundError: nothing is being fetched to the path.
+        """
+        chunks, files = self._runtime.services.node.chunks, self._runtime.services.files
+        if args.path is not None:
+            if args.up is not UNSET or args.down is UNSET:
+                raise MalformedError("a fetch is limited down, and not up")
+            files.limit(Path(args.path), args.down)
+            return {"path": args.path, "down": args.down}
+        if args.up is not UNSET:
+            chunks.up.change(args.up)
+        if args.down is not UNSET:
+            chunks.down.change(args.down)
+        return {"up": chunks.up.rate, "down": chunks.down.rate}
+
 
 def _offer(share: Share, link: FileLink) -> JSON:
     return {
@@ -90,17 +193,38 @@ def _offer(share: Share, link: FileLink) -> JSON:
         "link": link.urn,
         "added": int(share.added),
         "problem": share.problem,
+        "pinned": False,
+    }
+
+
+def _pinned(pin: Pin, link: FileLink) -> JSON:
+    return {
+        "name": pin.name,
+        "size": pin.total,
+        "path": None,
+        "link": link.urn,
+        "added": int(pin.added),
+        "problem": None if pin.whole else "incomplete",
+        "pinned": True,
     }
 
 
 def _running(running: Running) -> JSON:
-    snapshot = running.snapshot
     return {
         "path": str(running.path),
         "size": running.size,
         "present": running.present,
+        **_figures(running),
+        "limit": running.limit.rate,
+    }
+
+
+def _figures(running: Running) -> dict[str, JSON]:
+    snapshot = running.snapshot
+    return {
         "rate": 0 if snapshot is None else round(snapshot.rate),
         "left": None if snapshot is None or snapshot.seconds_left is None else round(snapshot.seconds_left),
         "circuits": 0 if snapshot is None else snapshot.circuits,
         "providers": 0 if snapshot is None else snapshot.providers,
+        "chunks": 0 if snapshot is None else snapshot.outstanding,
     }

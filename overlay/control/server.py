@@ -68,9 +68,15 @@ class Answers:
         """
         await self._send(Answer(self._request, "item", value))
 
-    def progress(self, done: int, total: int) -> None:
-        """Tell how much is done, of how much in all. Never waits: only the latest is sent, now and then."""
-        self._progress = {"done": done, "total": total}
+    def progress(self, done: int, total: int, more: Mapping[str, JSON] | None = None) -> None:
+        """Tell how much is done, of how much in all. Never waits: only the latest is sent, now and then.
+
+        Args:
+            done: bytes.
+            total: bytes.
+            more: what else there is to say of it, under names of its own.
+        """
+        self._progress = {**(more or {}), "done": done, "total": total}
         self._changed.set()
 
     async def send_progress(self) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import anyio
 from anyio.abc import TaskGroup
 
-from overlay.channel.driver import Channel
 from overlay.errors import (
     MalformedError,
     NotFoundError,
@@ -20,8 +19,11 @@ from overlay.errors import (
     VerificationError,
 )
 from overlay.files.actions import Ask, Close, Open, Snapshot
+from overlay.files.bell import Bell
+from overlay.files.keeper import FreshCircuits, Lender, Loan
+from overlay.files.pace import Pace
 from overlay.files.providers import Reason
-from overlay.files.target import Target
+from overlay.files.sink import Sink
 from overlay.files.transfer import MAX_CIRCUITS, Transfer
 from overlay.identity import NodeIdentifier
 from overlay.peer.node import Node
@@ -42,11 +44,14 @@ _FAILURES: dict[Reason, OverlayError] = {
 
 async def fetch(
     node: Node,
-    target: Target,
+    target: Sink,
     providers: Iterable[NodeIdentifier],
     report: Report | None = None,
     *,
     max_circuits: int = MAX_CIRCUITS,
+    pace: Pace | None = None,
+    circuits: Lender | None = None,
+    bell: Bell | None = None,
 ) -> None:
     """Bring all that a target lacks, over several anonymous circuits at once.
 
@@ -56,6 +61,9 @@ async def fetch(
         providers: nodes that may have it, the best first.
         report: told after each step.
         max_circuits: circuits at once.
+        pace: how fast it may be.
+        circuits: where they come from, if not each is opened anew.
+        bell: rung when something came or failed; whoever adds to what the target wants rings it too.
 
     Raises:
         UnreachableError: nobody who may have the rest is reached.
@@ -66,7 +74,9 @@ async def fetch(
         Failed or cancelled, the target has all that came.
     """
     transfer = Transfer(target.tree, providers, chunk_bytes=target.tree.block_size, max_circuits=max_circuits)
-    driver = _Driver(node, target, transfer, report)
+    driver = _Driver(node, target, transfer, report, pace or Pace(shared=node.chunks.down))
+    driver.lender = circuits or driver.lender
+    driver.bell = bell or driver.bell
     async with anyio.create_task_group() as tasks:
         await driver.run(tasks)
         tasks.cancel_scope.cancel()
@@ -80,23 +90,28 @@ async def fetch(
 class _Circuit:
     provider: NodeIdentifier
     scope: anyio.CancelScope
-    channel: Channel | None = None
+    loan: Loan | None = None
 
 
 class _Driver:
-    def __init__(self, node: Node, target: Target, transfer: Transfer, report: Report | None) -> None:
+    def __init__(
+        self, node: Node, target: Sink, transfer: Transfer, report: Report | None, pace: Pace
+    ) -> None:
         self.error: OverlayError | None = None
         self._node = node
         self._target = target
         self._transfer = transfer
         self._report = report
+        self._pace = pace
         self._circuits: dict[int, _Circuit] = {}
-        self._changed = anyio.Event()
+        self.lender: Lender = FreshCircuits(node)
+        self.bell = Bell()
 
     async def run(self, tasks: TaskGroup) -> None:
         """Do what the engine says until it is done or has failed, or the target has."""
         while True:
-            changed = self._changed
+            changed = self.bell.next
+            self._transfer.limit_outstanding(self._pace.outstanding)
             for action in self._transfer.next_actions(anyio.current_time()):
                 self._do(action, tasks)
             if self._report is not None:
@@ -113,35 +128,39 @@ class _Driver:
                 tasks.start_soon(self._keep, number, circuit)
             case Ask(number, request, references):
                 circuit = self._circuits[number]
-                if circuit.channel is not None:
-                    tasks.start_soon(self._ask, circuit, circuit.channel, request, references)
+                if circuit.loan is not None:
+                    tasks.start_soon(self._ask, circuit, circuit.loan, request, references)
             case Close(number):
                 if number in self._circuits:
-                    self._circuits.pop(number).scope.cancel()
+                    self._close(self._circuits.pop(number))
+
+    def _close(self, circuit: _Circuit) -> None:
+        if circuit.loan is not None:  # before it is done, only those are closed that do not pay
+            circuit.loan.keep = self._transfer.done
+        circuit.scope.cancel()
 
     async def _keep(self, number: int, circuit: _Circuit) -> None:
         """Open a circuit, and keep it until it dies or is closed."""
         with circuit.scope:
             try:
-                async with self._node.channels.circuit(circuit.provider) as channel:
-                    circuit.channel = channel
+                async with self.lender.lend(circuit.provider) as loan:
+                    circuit.loan = loan
                     self._transfer.opened(number, anyio.current_time())
-                    self._wake()
-                    await channel.wait_closed()
+                    self.bell.ring()
+                    await loan.channel.wait_closed()
                 self._transfer.lost(number, anyio.current_time())
             except OverlayError as error:
                 permanent = isinstance(error, RefusedError | NotFoundError | VerificationError)
                 self._transfer.open_failed(number, anyio.current_time(), permanent=permanent)
             self._circuits.pop(number, None)
-            self._wake()
+            self.bell.ring()
 
-    async def _ask(
-        self, circuit: _Circuit, channel: Channel, request: int, references: Sequence[bytes]
-    ) -> None:
+    async def _ask(self, circuit: _Circuit, loan: Loan, request: int, references: Sequence[bytes]) -> None:
         taken = 0
 
         async def take(reference: bytes, chunk: bytes) -> None:
             nonlocal taken
+            await self._pace.pass_on(len(chunk))
             taken += 1
             self._take(request, reference, chunk)
             if taken % FLUSH_CHUNKS == 0:
@@ -149,13 +168,13 @@ class _Driver:
 
         with suppress(StorageError, MalformedError):  # noted; the run ends with it
             try:
-                await self._node.chunks.fetch_over(channel, circuit.provider, references, take)
+                await self._node.chunks.fetch_over(loan.channel, circuit.provider, references, take)
             except OverlayError as error:
                 lied = isinstance(error, VerificationError)
                 self._transfer.failed(request, anyio.current_time(), lied=lied)
             await self._flush()
             self._transfer.answered(request, (), anyio.current_time())
-        self._wake()
+        self.bell.ring()
 
     def _take(self, request: int, reference: bytes, chunk: bytes) -> None:
         """Hand a chunk to the target.
@@ -183,8 +202,4 @@ class _Driver:
             self.error = error
             raise
         finally:
-            self._wake()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+            self.bell.ring()

@@ -33,16 +33,24 @@ class Found(NamedTuple):
     chunk: bytes = b""
 
 
+class Details(NamedTuple):
+    """What a file has besides its content: when it was changed, seconds since 1970; who may execute it."""
+
+    modified: int
+    executable: bool
+
+
 class PartialFiles:
     """What a fetch has on disk. Every method may block, and raises OSError where nothing else is said.
 
     The folder is held open, so that all names stay in it whatever is renamed above.
     """
 
-    def __init__(self, path: Path, stem: str, *, overwrite: bool) -> None:
+    def __init__(self, path: Path, stem: str, *, overwrite: bool, folder: int | None = None) -> None:
         self._path = path
         self._overwrite = overwrite
-        self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self._folder = os.open(path.parent, flags) if folder is None else os.dup(folder)
         self._content_name, self._nodes_name = f"{stem}.part", f"{stem}.nodes"
         self._handles: dict[str, int] = {}
         self._gone = False
@@ -78,9 +86,18 @@ class PartialFiles:
             for place, number in places
         ]
 
-    def settle(self, size: int) -> None:
+    def read(self, offset: int, length: int) -> bytes:
+        """Read content that is there; what is a hole at the end reads as zeros."""
+        found = bytearray()
+        while piece := os.pread(self._content, length - len(found), offset + len(found)):
+            found += piece
+        return bytes(found.ljust(length, b"\0"))
+
+    def settle(self, size: int, details: Details | None) -> None:
         """Bring the whole content to the disk."""
         os.ftruncate(self._content, size)
+        if details is not None:
+            _describe(self._content, details)
         os.fsync(self._content)
 
     def publish(self) -> None:
@@ -214,7 +231,12 @@ class PartialFiles:
             return error.errno == errno.ENXIO  # no data follows; anything else: holes are not known here
 
 
-def open_partial(path: Path, capability: ReadCapability, overwrite: bool) -> PartialFiles:  # noqa: FBT001 - for a thread
+def open_partial(
+    path: Path,
+    capability: ReadCapability,
+    overwrite: bool,  # noqa: FBT001 - for a thread
+    folder: int | None = None,
+) -> PartialFiles:
     """Open what an earlier run left, or begin anew.
 
     Raises:
@@ -223,12 +245,9 @@ def open_partial(path: Path, capability: ReadCapability, overwrite: bool) -> Par
     """
     if "\0" in str(path):
         raise MalformedError("a path holds a NUL character")
-    name = os.fsencode(path.name)
-    digest = hashlib.blake2b(capability.to_bytes() + name, digest_size=4, person=b"overlay/part").hexdigest()
-    stem = f".{name[:MAX_NAME_BYTES].decode(errors='ignore')}.{digest}"
     try:
         with ExitStack() as stack:
-            files = PartialFiles(path, stem, overwrite=overwrite)
+            files = PartialFiles(path, _stem(path.name, capability), overwrite=overwrite, folder=folder)
             stack.callback(files.close)
             files.open()
             stack.pop_all()
@@ -236,6 +255,31 @@ def open_partial(path: Path, capability: ReadCapability, overwrite: bool) -> Par
         failure: OverlayError = _why_not_opened(path, error)
         raise failure from error
     return files
+
+
+def tidy(folder: int, name: str, capability: ReadCapability) -> None:
+    """Remove the hidden name that a file kept besides its own, because the fetch was killed between the two.
+
+    Args:
+        folder: descriptor of the folder that the file is in.
+        name: of the file.
+        capability: what it is.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    hidden = f"{_stem(name, capability)}.part"
+    with suppress(FileNotFoundError):
+        left, file = (os.stat(each, dir_fd=folder, follow_symlinks=False) for each in (hidden, name))
+        if os.path.samestat(left, file):
+            os.unlink(hidden, dir_fd=folder)
+
+
+def _stem(name: str, capability: ReadCapability) -> str:
+    """How the names of the hidden files begin."""
+    raw = os.fsencode(name)
+    digest = hashlib.blake2b(capability.to_bytes() + raw, digest_size=4, person=b"overlay/part").hexdigest()
+    return f".{raw[:MAX_NAME_BYTES].decode(errors='ignore')}.{digest}"
 
 
 def _why_not_opened(path: Path, error: OSError) -> OverlayError:
@@ -246,6 +290,14 @@ def _why_not_opened(path: Path, error: OSError) -> OverlayError:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return NotFoundError(f"there is no folder {path.parent}")
     return StorageError(f"{path} cannot be written: {error.strerror}")
+
+
+def _describe(handle: int, details: Details) -> None:
+    if details.executable:
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        os.fchmod(handle, mode | (mode & 0o444) >> 2)
+    with suppress(OSError, OverflowError):  # not every file system knows every time
+        os.utime(handle, ns=(details.modified * 10**9,) * 2)
 
 
 def _matches(place: Place, leaf: bytes) -> bool:

@@ -15,8 +15,12 @@ MAX_PAUSE = 60.0
 """Seconds of the longest such pause: a node that came back is noticed within a minute."""
 
 MAX_FAILURES = 6
-"""Failures in a row after which a provider is given up: one minute of pauses, and six attempts to open a
-circuit, which over Tor take up to a minute each."""
+"""Failures in a row after which a provider is given up that was reached before: one minute of pauses, and six
+attempts to open a circuit, which over Tor take up to a minute each. It may be starting again."""
+
+MAX_FIRST_FAILURES = 2
+"""The same for one that was never reached: each attempt is three dials, and whoever waits for what is not
+there wants to know."""
 
 BARREN_PAUSE = 10.0
 """Seconds until a provider that had nothing of what it was asked for is asked for other chunks; doubled each
@@ -51,6 +55,7 @@ class _Provider:
     failures: int = 0
     barren: int = 0
     paused_until: float = 0.0
+    met: bool = False
     reached: bool = False
     rate: float = 0.0  # bytes per second of one of its circuits; 0 while it is not known
     lacks: set[bytes] = field(default_factory=set)
@@ -104,7 +109,7 @@ class Providers:
 
     def reached(self, node: NodeIdentifier) -> None:
         """Note that a circuit to a provider is open."""
-        self._providers[node].reached = True
+        self._providers[node].reached = self._providers[node].met = True
 
     def served(self, node: NodeIdentifier, rate: float | None) -> None:
         """Note that a chunk came; `rate` is the bytes per second of its circuit if they are known."""
@@ -137,7 +142,8 @@ class Providers:
         pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(provider.failures, MAX_DOUBLINGS))
         provider.paused_until = max(provider.paused_until, now + pause)
         provider.failures += 1
-        if provider.state is _State.USABLE and (permanent or provider.failures >= MAX_FAILURES):
+        most = MAX_FAILURES if provider.met else MAX_FIRST_FAILURES
+        if provider.state is _State.USABLE and (permanent or provider.failures >= most):
             provider.state = _State.GIVEN_UP
 
     def lied(self, node: NodeIdentifier) -> None:

@@ -51,6 +51,7 @@ class Schedule:
         circuits: by number.
         requests: that are under way, by number.
         asked: the chunks that they ask for.
+        max_outstanding: as given; may be changed.
     """
 
     def __init__(self, source: Source, providers: Providers, chunk_bytes: int, max_outstanding: int) -> None:
@@ -60,7 +61,7 @@ class Schedule:
         self._source = source
         self._providers = providers
         self._chunk = chunk_bytes
-        self._max_outstanding = max_outstanding
+        self.max_outstanding = max_outstanding
         self._numbers = count(1)
         self._exhausted = False  # whether the source named all that it wants when it was asked last
 
@@ -155,4 +156,4 @@ class Schedule:
     def _budget(self) -> int:
         """Chunks that can be asked for within the limit of all circuits."""
         outstanding = sum(circuit.outstanding for circuit in self.circuits.values())
-        return (self._max_outstanding - outstanding) // self._chunk
+        return (self.max_outstanding - outstanding) // self._chunk

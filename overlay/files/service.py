@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
@@ -12,21 +12,28 @@ import anyio
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError, RefusedError, VerificationError
 from overlay.files.actions import Snapshot
-from overlay.files.fetch import fetch
-from overlay.files.links import FileLink
+from overlay.files.folder_shares import SharedFolder, manifest_bytes, share_folder
+from overlay.files.folders import FolderFetch, Order
+from overlay.files.gathering import gather
+from overlay.files.links import MAX_PROVIDERS, FileLink
+from overlay.files.pace import Pace
+from overlay.files.pinning import pin_link
+from overlay.files.pins import PINS_SCHEMA, Pin, Pins
 from overlay.files.share_records import Share
-from overlay.files.shares import Progress, Shares
-from overlay.files.target import Target, open_target
+from overlay.files.shares import SHARES_SCHEMA, Progress, Shares
+from overlay.files.storing import store_file
+from overlay.files.target import open_target
 from overlay.identity import NodeIdentifier
 from overlay.locators import LocatorRecord
+from overlay.peer.limits import Limiter
 from overlay.peer.node import Node
 from overlay.wire.filenames import safe_basename
 
+FILES_SCHEMAS = (SHARES_SCHEMA, PINS_SCHEMA)
+"""What the database is opened with, beside the schemas of the node."""
+
 MAX_ASKED = 32
 """Nodes that may have a file and are asked for it: those that its link names, then others that are known."""
-
-LOCAL_CHUNKS = 64
-"""Chunks looked for on this node at once: 2 MiB."""
 
 
 @dataclass(slots=True)
@@ -38,12 +45,18 @@ class Running:
         size: its bytes; None while that is not known.
         present: bytes that are there already.
         snapshot: how the transfer stands; None before it has begun.
+        limit: how fast it may be; may be changed.
     """
 
     path: Path
     size: int | None
     present: int = 0
     snapshot: Snapshot | None = None
+    limit: Limiter = field(default_factory=Limiter)
+
+
+Watch = Callable[[Running], None]
+"""Told how a fetch stands."""
 
 
 class Files:
@@ -51,7 +64,7 @@ class Files:
 
     Args:
         node: whose peers are asked, and who are served.
-        database: opened with `SHARES_SCHEMA`.
+        database: opened with `FILES_SCHEMAS`.
 
     Attributes:
         running: fetches that go on, in the order of their beginning.
@@ -61,6 +74,7 @@ class Files:
         self.running: list[Running] = []
         self._node = node
         self._shares = Shares(database, entropy=node.entropy, clock=node.clock)
+        self._pins = Pins(database, node.storage, node.clock)
 
     async def start(self) -> None:
         """Begin to serve what is offered; call it once.
@@ -69,7 +83,8 @@ class Files:
             StorageError: the database does not work.
         """
         await self._shares.load()
-        self._node.chunks.sources.append(self._shares)
+        await self._pins.load()
+        self._node.chunks.sources += [self._shares, self._pins]
 
     async def share(self, path: Path, name: str = "", progress: Progress | None = None) -> FileLink:
         """Offer a file. It is read once, nothing is copied, and it must stay where it is.
@@ -84,14 +99,27 @@ class Files:
 
         Raises:
             NotFoundError: there is no such file.
-            RefusedError: it is a folder or no file at all, cannot be read, or changed meanwhile.
+            RefusedError: it is a folder or no file at all, cannot be read, or changed meanwhile. For folders
+                there is `share_folder`.
             MalformedError: its name cannot be told to others.
             StorageError: the disk is full or does not work.
             After failure or cancellation nothing more is offered than before.
         """
-        if await anyio.Path(path).is_dir():
-            raise RefusedError(f"{path} is a folder: pack it into one file first")
-        return self._link(await self._shares.add(path, progress, name=name or None))
+        return await self._link(await self._shares.add(path, progress, name=name or None))
+
+    async def share_folder(
+        self, path: Path, name: str = "", progress: Progress | None = None
+    ) -> tuple[FileLink, SharedFolder]:
+        """Offer a folder with all that is in it; see `overlay.files.folder_shares.share_folder`.
+
+        Returns:
+            a link with which this node's offer is found, and what is offered.
+
+        Raises:
+            OverlayError: any of that function.
+        """
+        shared = await share_folder(self._shares, path, name, progress)
+        return await self._link(shared.share), shared
 
     async def offered(self) -> Sequence[tuple[Share, FileLink]]:
         """Tell what is offered, oldest first, each with its link.
@@ -99,7 +127,7 @@ class Files:
         Raises:
             StorageError: the database does not work.
         """
-        return [(share, self._link(share)) for share in await self._shares.list()]
+        return [(share, await self._link(share)) for share in await self._shares.list()]
 
     async def remove(self, link: FileLink) -> Share:
         """Offer something no more; the file is not touched.
@@ -114,8 +142,74 @@ class Files:
         await self._shares.remove(share.id)
         return share
 
+    async def put(self, path: Path, name: str | None = None, progress: Progress | None = None) -> FileLink:
+        """Store a file at other nodes, so that it can be fetched when this one has left.
+
+        Args:
+            path: a regular file.
+            name: what it is called, if not as the file; empty for nothing.
+            progress: told after each step.
+
+        Returns:
+            a link that names the nodes that keep it.
+
+        Raises:
+            MalformedError: its name cannot be told to others.
+            OverlayError: see `store_file`.
+        """
+        called = path.name if name is None else name
+        safe = safe_basename(called) if called else ""
+        stored = await store_file(self._node, path, progress, most=MAX_PROVIDERS)
+        records = [self._node.locators.known(holder) for holder in stored.holders]
+        return FileLink(
+            stored.capability,
+            providers=tuple(record.encoded for record in records if record is not None),
+            name=safe,
+            size=stored.size,
+        )
+
+    async def pin(self, link: FileLink, progress: Progress | None = None) -> tuple[Pin, FileLink]:
+        """Keep a file, or a folder, in this node's own storage, and serve it from there.
+
+        Args:
+            link: which.
+            progress: told after each step, while it is known how much there is.
+
+        Returns:
+            the pin, and a link that names this node.
+
+        Raises:
+            OverlayError: see `pin_link`. Failed or cancelled, what came is kept and the next attempt goes on.
+        """
+        pin = await pin_link(self._node, self._pins, link, await self._providers(link), progress)
+        return pin, self._link_of_pin(pin)
+
+    async def unpin(self, link: FileLink) -> Pin:
+        """Keep something no more.
+
+        Raises:
+            NotFoundError: it is not pinned.
+            RefusedError: it is being pinned.
+            StorageError: the disk does not work.
+        """
+        return await self._pins.remove(link)
+
+    async def pinned(self) -> Sequence[tuple[Pin, FileLink]]:
+        """Tell what is pinned, oldest first, each with its link.
+
+        Raises:
+            StorageError: the database does not work.
+        """
+        return [(pin, self._link_of_pin(pin)) for pin in await self._pins.list()]
+
     async def get(
-        self, link: FileLink, destination: Path, progress: Progress | None = None, *, overwrite: bool = False
+        self,
+        link: FileLink,
+        destination: Path,
+        progress: Watch | None = None,
+        *,
+        overwrite: bool = False,
+        rate: int | None = None,
     ) -> tuple[Path, int]:
         """Fetch a file; what an earlier attempt left is gone on with.
 
@@ -124,62 +218,92 @@ class Files:
             destination: a folder, where it gets the link's name, or the path to write.
             progress: told after each step; only while the size is known.
             overwrite: whether a file that is there may be replaced, when this one is whole.
+            rate: bytes of chunks a second that may come at most; `limit` changes it meanwhile.
 
         Returns:
             where it is, and its size.
 
         Raises:
-            MalformedError: the link has no name and a folder was given, or what it leads to is no content.
-            RefusedError: the target exists, is being fetched already, or the link is one of a folder.
+            MalformedError: the link has no name and a folder was given, what it leads to is no content, or
+                the rate can be no limit.
+            RefusedError: the target exists, is being fetched already, or the link is one of a folder. For
+                folders there is `get_folder`.
             NotFoundError: there is no such folder, or nobody has all of the file any more.
             UnreachableError: nobody who may have the rest was reached.
+            TransportUnavailableError: nobody could be, because none of this node's transports works.
             VerificationError: those who answered sent something else.
             StorageError: the disk is full or fails.
             Failed or cancelled, what came is kept and the next attempt goes on.
         """
         if link.kind == "folder":
-            raise RefusedError("this link is one of a folder, which this version cannot fetch")
+            raise RefusedError("this link is one of a folder, not of a file")
+        limit = Limiter(rate)
         path = await _target_path(link, destination)
         async with open_target(path, link.capability, size=link.size, overwrite=overwrite) as target:
-            with self._run(path, target, link.size) as running:
+            with self._run(Running(path, link.size, target.tree.present, limit=limit)) as running:
 
                 def report(snapshot: Snapshot | None) -> None:
                     running.snapshot, running.size = snapshot, target.tree.size
                     running.present = target.tree.present
                     if progress is not None and running.size is not None:
-                        progress(running.present, running.size)
+                        progress(running)
 
-                await self._take_local(target)
-                report(None)
-                if not target.tree.finished:
-                    await fetch(self._node, target, await self._providers(link), report)
+                pace = Pace(running.limit, self._node.chunks.down, self.running)
+                await gather(self._node, target, await self._providers(link), report, pace)
             await target.finish()
         return path, target.tree.present
 
+    async def get_folder(
+        self, order: Order, progress: Watch | None = None, *, rate: int | None = None
+    ) -> FolderFetch:
+        """Fetch a folder, or a part of it; what an earlier attempt left is gone on with.
+
+        Args:
+            order: what, and where to.
+            progress: told after each step; only while the size is known.
+            rate: see `get`.
+
+        Returns:
+            how it stands at the end.
+
+        Raises:
+            OverlayError: any of `FolderFetch` and its `run`.
+            RefusedError: the link is one of a file.
+        """
+        if order.link.kind != "folder":
+            raise RefusedError("this link is one of a file, of which there are no parts")
+        with self._run(Running(order.path, None, limit=Limiter(rate))) as running:
+
+            def watch(fetch: FolderFetch) -> None:
+                running.snapshot, running.size, running.present = fetch.snapshot, fetch.size, fetch.present
+                if progress is not None and running.size is not None:
+                    progress(running)
+
+            pace = Pace(running.limit, self._node.chunks.down, self.running)
+            fetch = FolderFetch(self._node, order, await self._providers(order.link), watch, pace)
+            await fetch.run()
+        return fetch
+
+    def limit(self, path: Path, rate: int | None) -> None:
+        """Limit a fetch that goes on to so many bytes a second; None is no limit.
+
+        Raises:
+            NotFoundError: nothing is being fetched to that path.
+            MalformedError: the rate can be no limit.
+        """
+        found = [running for running in self.running if running.path == path]
+        if not found:
+            raise NotFoundError(f"nothing is being fetched to {path}: 'overlay file status' shows what is")
+        for running in found:
+            running.limit.change(rate)
+
     @contextmanager
-    def _run(self, path: Path, target: Target, size: int | None) -> Iterator[Running]:
-        running = Running(path, size, target.tree.present)
+    def _run(self, running: Running) -> Iterator[Running]:
         self.running.append(running)
         try:
             yield running
         finally:
             self.running.remove(running)
-
-    async def _take_local(self, target: Target) -> None:
-        """Take what this node offers or stores itself."""
-        lacking: set[bytes] = set()
-        while wanted := target.tree.wanted(LOCAL_CHUNKS, lacking):
-            lacking.update(wanted)
-            async for reference, chunk in self._local(wanted):
-                target.take(reference, chunk)
-                lacking.discard(reference)
-            await target.flush()
-
-    async def _local(self, wanted: Sequence[bytes]) -> AsyncIterator[tuple[bytes, bytes]]:
-        for source in (self._node.storage, self._shares):
-            for reference, chunk in zip(wanted, await source.get(wanted), strict=True):
-                if chunk is not None:
-                    yield reference, chunk
 
     async def _providers(self, link: FileLink) -> list[NodeIdentifier]:
         """Those that the link names, and others that are known: what is stored may be anywhere."""
@@ -201,13 +325,23 @@ class Files:
             await self._node.locators.keep(record)
         return record.identifier
 
-    def _link(self, share: Share) -> FileLink:
+    def _link_of_pin(self, pin: Pin) -> FileLink:
+        return FileLink(
+            pin.capability,
+            providers=(self._node.locators.own.encoded,),
+            name=pin.name,
+            size=pin.size,
+            kind=pin.kind,
+        )
+
+    async def _link(self, share: Share) -> FileLink:
+        is_file = share.kind == "file"
         return FileLink(
             share.capability,
             providers=(self._node.locators.own.encoded,),
             name=safe_basename(share.name),
-            size=share.size,
-            kind="file",
+            size=share.size if is_file else await manifest_bytes(self._shares, share.capability),
+            kind=share.kind,
         )
 
 

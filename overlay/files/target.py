@@ -25,7 +25,7 @@ import anyio
 from anyio import to_thread
 
 from overlay.errors import StorageError
-from overlay.files.partial import PartialFiles, open_partial
+from overlay.files.partial import Details, PartialFiles, open_partial
 from overlay.units.capability import ReadCapability
 from overlay.units.tree import WINDOW_LEAVES, Piece, Place, TreeReader
 
@@ -86,10 +86,21 @@ class Target:
         while await self._flush_some():
             pass
 
-    async def finish(self) -> None:
+    async def read(self, offset: int, length: int) -> bytes:
+        """Read content that was taken and flushed, without finishing it.
+
+        Raises:
+            StorageError: the disk fails.
+        """
+        return await self._run(lambda: self._files.read(offset, length))
+
+    async def finish(self, details: Details | None = None) -> None:
         """Give the file its name, after all of it is on disk; then nothing else is left of the fetch.
 
         Cancelled, it is finished or was not begun: then it can be opened again and needs no chunk.
+
+        Args:
+            details: what the file has as soon as it has its name, if not what every new file has.
 
         Raises:
             ValueError: something is missing.
@@ -100,7 +111,7 @@ class Target:
         size = self.tree.size
         if not self.tree.finished or size is None:
             raise ValueError("a file can be finished when nothing of it is missing")
-        await self._run(lambda: self._files.settle(size))
+        await self._run(lambda: self._files.settle(size, details))
         await self._run(self._files.publish)
 
     async def discard(self) -> None:
@@ -166,6 +177,7 @@ async def open_target(
     overwrite: bool = False,
     window: int = WINDOW_LEAVES,
     examined: Callable[[int], None] | None = None,
+    folder: int | None = None,
 ) -> AsyncGenerator[Target, None]:
     """Begin to fetch a file, or go on with it: what an earlier run left is verified first.
 
@@ -177,6 +189,8 @@ async def open_target(
         size: bytes that it is said to have; content of any other length is refused.
         overwrite: whether the target may exist; it is replaced when the new file is finished.
         window: see `TreeReader`.
+        folder: descriptor of the folder that the file is in, where names on the way to it cannot be trusted:
+            `path` is only shown then.
         examined: told, while remains are verified, how many bytes of content are there: 0.3 GB in a second.
 
     Raises:
@@ -186,7 +200,7 @@ async def open_target(
         StorageError: the folder cannot be written.
         MalformedError: content of `size` bytes never has this capability; or what is there is ill-formed.
     """
-    files = await to_thread.run_sync(open_partial, path, capability, overwrite)
+    files = await to_thread.run_sync(open_partial, path, capability, overwrite, folder)
     try:
         tree = TreeReader(capability, size=size, window=window, resume=not files.empty)
         target = Target(path, tree, files, examined)

@@ -124,6 +124,10 @@ class Transfer:
         """Whether all chunks have come."""
         return self._source.finished
 
+    def limit_outstanding(self, count: int) -> None:
+        """Ask for at most `count` bytes at once, from now on: less where what comes is held up here."""
+        self._schedule.max_outstanding = max(count, self._chunk)
+
     def add_provider(self, provider: NodeIdentifier) -> None:
         """Learn of one more who may have the chunks."""
         self._providers.add(provider)

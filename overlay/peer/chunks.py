@@ -16,6 +16,7 @@ from overlay.channel.driver import Channel
 from overlay.errors import MalformedError, UnreachableError, VerificationError
 from overlay.identity import NodeIdentifier
 from overlay.peer.accept import Accept, Delivery, Reply
+from overlay.peer.limits import Limiter
 from overlay.peer.links import Lane
 from overlay.peer.places import Places
 from overlay.peer.pull import Pull
@@ -64,6 +65,8 @@ class Chunks:
 
     Attributes:
         sources: asked in turn, when somebody fetches, for chunks that are not in `storage`.
+        up: limits the bytes of chunks that others get from here, fetched by them or stored at them.
+        down: limits the bytes of chunks that this node fetches.
     """
 
     def __init__(
@@ -83,6 +86,8 @@ class Chunks:
         self._clock = clock
         self._stores = Places(MAX_STORES)
         self.sources: list[ChunkSource] = []
+        self.up = Limiter()
+        self.down = Limiter()
         accept.register(STORE, self._receive_store)
         accept.register(FETCH, self._receive_fetch, anonymous=True)
 
@@ -96,6 +101,8 @@ class Chunks:
         """
         if len(chunks) > BATCH_CHUNKS:
             raise MalformedError(f"at most {BATCH_CHUNKS} chunks are stored at once")
+        # Before anything is asked: the node has to answer soon after the request was begun.
+        await self.up.pass_on(sum(map(len, chunks)))
         await self._push(node, STORE, lane=Lane.BULK, parts=partial(_each, chunks))
 
     async def fetch(self, node: NodeIdentifier, references: Sequence[bytes]) -> dict[bytes, bytes]:
@@ -114,6 +121,7 @@ class Chunks:
             found: dict[bytes, bytes] = {}
             async with aclosing(_in_order(references, parts)) as chunks:
                 async for reference, chunk in chunks:
+                    await self.down.pass_on(len(chunk))
                     if chunk_reference(chunk) != reference:
                         raise VerificationError(_WRONG_CHUNK)
                     found[reference] = chunk
@@ -145,6 +153,7 @@ class Chunks:
         async def consume(parts: AsyncIterator[bytes]) -> None:
             async with aclosing(_in_order(references, parts)) as chunks:
                 async for reference, chunk in chunks:
+                    await self.down.pass_on(len(chunk))
                     await take(reference, chunk)
 
         with self._judging(node):
@@ -187,6 +196,7 @@ class Chunks:
     async def _found(self, references: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
         for start in range(0, len(references), _READ_CHUNKS):
             for chunk in await self._look_up(references[start : start + _READ_CHUNKS]):
+                await self.up.pass_on(len(chunk or b""))
                 yield chunk or b""
 
     async def _look_up(self, references: Sequence[bytes]) -> list[bytes | None]:

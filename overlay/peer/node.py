@@ -53,7 +53,7 @@ class NodeOptions:
         directory: it serves the central-directory model to others.
         join: the directory that it registers at; None for a node on its own, or the directory itself.
         relays: it forwards for others.
-        storage_quota: bytes of chunks that it keeps for others.
+        storage_quota: bytes of chunks that it keeps.
         limits: bounds of each channel.
     """
 

@@ -1,9 +1,9 @@
 """The building block *storage manager*: keeps units, as chunks, for the node itself and for others.
 
 A chunk is a piece of ERIS-encoded content: 1,024 or 32,768 bytes that show neither what they hold nor how
-long it is, named by their BLAKE2b-256 hash. Chunks kept for others count against a quota and expire; the
-node's own do neither. The two are kept apart even where they are equal, so that nobody can find out, by
-asking for a chunk, what this node reads itself.
+long it is, named by their BLAKE2b-256 hash. Chunks kept for others expire; the node's own do not. Both count
+against one quota, in which the node's own come first and others get what they leave. The two are kept apart
+even where they are equal, so that nobody can find out, by asking for a chunk, what this node reads itself.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from typing import TypeGuard
 import apsw
 
 from overlay.database import Database, Schema
-from overlay.errors import MalformedError, RefusedError
+from overlay.errors import MalformedError, RefusedError, StorageError
 from overlay.units.eris import chunk_reference, valid_chunk_size
 
 MAX_BATCH_CHUNKS = 256
 """Chunks of one `put` or `get`: 8 MiB of memory at most, and a transaction of a fraction of a second."""
 
 DEFAULT_QUOTA = 1 << 30
-"""Bytes of chunks kept for others: 1 GiB, little on today's disks and much for a chat."""
+"""Bytes of all chunks: 1 GiB, little on today's disks and much for a chat."""
 
 DEFAULT_RETENTION = 30 * 24 * 3600.0
 """Seconds that a chunk is kept for others after it was last put: long enough for a holiday."""
+
+MIB = 1 << 20
 
 _PURGE_CHUNKS = 1024
 """Chunks deleted in one transaction: 32 MiB at most, since SQLite overwrites what it deletes."""
@@ -75,15 +77,18 @@ class StorageManager:
 
     Args:
         database: opened with `STORAGE_SCHEMA`.
-        quota: bytes of chunks that it keeps for others; 0 keeps none.
+        quota: bytes of chunks that it keeps; 0 keeps none.
         retention: seconds that it keeps a chunk for others after the last `put` of it.
+
+    Attributes:
+        quota: as given; it may be changed. Where it is lowered, what is there already stays.
     """
 
     def __init__(
         self, database: Database, *, quota: int = DEFAULT_QUOTA, retention: float = DEFAULT_RETENTION
     ) -> None:
+        self.quota = quota
         self._database = database
-        self._quota = quota
         self._retention = retention
 
     async def put(self, chunks: Sequence[bytes], *, now: float, own: bool = False) -> list[bytes]:
@@ -94,22 +99,23 @@ class StorageManager:
         Args:
             chunks: at most `MAX_BATCH_CHUNKS`.
             now: seconds since 1970.
-            own: keep them for this node itself, without quota, until `discard`.
+            own: keep them for this node itself, until `discard`. What others have does not stand in their
+                way: it goes as it expires, and nothing new of others is taken until then.
 
         Returns:
             their references, in the same order.
 
         Raises:
             MalformedError: too many, or one that does not have the size of a chunk.
-            RefusedError: the quota would be exceeded.
-            StorageError: the disk is full or does not work.
+            RefusedError: chunks of others would exceed the quota.
+            StorageError: the disk is full or does not work, or the node's own would exceed the quota.
             After cancellation all of them are kept, or none.
         """
         _check_batch(chunks)
         if not all(valid_chunk_size(len(chunk)) for chunk in chunks):
             raise MalformedError("a chunk has 1024 or 32768 bytes")
         if own:
-            return await self._database.write(partial(_insert, chunks=chunks, own=True, expires=None))
+            return await self._database.write(partial(self._put_own, chunks=chunks))
         return await self._database.write(partial(self._put_for_others, chunks=chunks, now=now))
 
     async def get(self, references: Sequence[bytes], *, own: bool = False) -> list[bytes | None]:
@@ -141,6 +147,16 @@ class StorageManager:
         """
         _check_batch(references)
         return await self._database.read(partial(_has, references=references, own=own))
+
+    async def owned(self, references: Sequence[bytes]) -> list[bool]:
+        """Tell of each reference whether its chunk is kept for this node itself, without reading it.
+
+        Raises:
+            MalformedError: too many references.
+            StorageError: see `get`.
+        """
+        _check_batch(references)
+        return await self._database.read(partial(_owned, references=references))
 
     async def discard(self, references: Sequence[bytes]) -> None:
         """Give up chunks that this node kept for itself; what it keeps for others stays.
@@ -180,13 +196,23 @@ class StorageManager:
             if last < _PURGE_CHUNKS:
                 return deleted
 
+    def _put_own(self, connection: apsw.Connection, chunks: Sequence[bytes]) -> list[bytes]:
+        before = _usage(connection, own=True).bytes
+        references = _insert(connection, chunks, own=True, expires=None)
+        if _usage(connection, own=True).bytes > max(before, self.quota):
+            raise StorageError(
+                f"the quota of this node, {self.quota / MIB:.0f} MiB, is used up: unpin something, or raise "
+                "storage.quota_mib in config.toml"
+            )
+        return references
+
     def _put_for_others(
         self, connection: apsw.Connection, chunks: Sequence[bytes], now: float
     ) -> list[bytes]:
         before = _usage(connection, own=False).bytes
         references = _insert(connection, chunks, own=False, expires=now + self._retention)
         # A node whose quota was lowered still renews what it has.
-        allowed = max(before, self._quota)
+        allowed = max(before, self.quota - _usage(connection, own=True).bytes)
         if _usage(connection, own=False).bytes > allowed:
             _delete_expired(connection, now)
         if _usage(connection, own=False).bytes > allowed:
@@ -248,6 +274,11 @@ def _delete_damaged(connection: apsw.Connection, references: Sequence[bytes]) ->
 def _has(connection: apsw.Connection, references: Sequence[bytes], *, own: bool) -> list[bool]:
     query = "SELECT EXISTS (SELECT 1 FROM chunks WHERE reference = ? AND own <= ?)"
     return [bool(connection.execute(query, (reference, own)).get) for reference in references]
+
+
+def _owned(connection: apsw.Connection, references: Sequence[bytes]) -> list[bool]:
+    query = "SELECT EXISTS (SELECT 1 FROM chunks WHERE reference = ? AND own = 1)"
+    return [bool(connection.execute(query, (reference,)).get) for reference in references]
 
 
 def _discard(connection: apsw.Connection, references: Sequence[bytes]) -> None:

@@ -33,7 +33,7 @@ class Home:
         Raises:
             AssertionError: another exit code than `code`, or a traceback.
         """
-        done = self.finish("--json", *words, stdin=stdin, code=code)
+        done = self.finish("--json", "--quiet", *words, stdin=stdin, code=code)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def one(self, *words: str, stdin: str | None = None) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay_cli.progress import Progress, StatusLine, draw, duration, size
+from overlay.control.protocol import JSON
+from overlay_cli import progress as module
+from overlay_cli.progress import Progress, ProgressLines, StatusBlock, StatusLine, draw, duration, size
 
 
 class Terminal(io.StringIO):
@@ -33,6 +37,72 @@ def test_any_amounts_can_be_drawn(done: int, total: int, seconds: float, moved: 
     line = draw("x", done, total, seconds, moved)
     assert len(line) < 100
     assert "\n" not in line
+
+
+FIGURES: Mapping[str, JSON] = {"rate": 1 << 20, "left": 9, "circuits": 3, "providers": 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "width", "line"),
+    [
+        (
+            FIGURES,
+            200,
+            f"get [######{'-' * 18}]  25% 3.0 MiB of 12.0 MiB, 1.0 MiB/s, 9 s left, 3 circuits to 1 node",
+        ),
+        (
+            {**FIGURES, "circuits": 0},
+            78,
+            "get [##--------]  25% 3.0 MiB of 12.0 MiB, 1.0 MiB/s, 9 s left, no circuit yet",
+        ),
+        (FIGURES, 60, "get [##------]  25% 3.0 MiB of 12.0 MiB, 1.0 MiB/s, 9 s left"),
+        (FIGURES, 20, "get [#-----]  25% 3.0 MiB of 12.0 MiB"[:20]),
+        ({"rate": 0, "left": None}, 200, "get [######------------------]  25% 3.0 MiB of 12.0 MiB, 0 B/s"),
+    ],
+)
+def test_what_the_node_says_comes_first_and_the_line_fits(
+    more: Mapping[str, JSON], width: int, line: str
+) -> None:
+    drawn = draw("get", 3 << 20, 12 << 20, 100.0, 1, more=more, width=width)
+    assert drawn == line
+    assert len(drawn) <= width
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(1, 200))
+def test_no_line_is_wider_than_its_terminal(done: int, total: int, width: int) -> None:
+    more = {"rate": done / 7, "left": total, "circuits": 8, "providers": 8}
+    assert len(draw("get", done, total, 1.0, 1, more=more, width=width)) <= width
+
+
+def test_programs_get_a_line_a_second() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with ProgressLines(stream, clock) as progress:
+        for done in range(25):
+            progress(done, 25, {"rate": 7, "total": 25})
+            clock.now += 0.125
+    lines = [json.loads(line)["progress"] for line in stream.getvalue().splitlines()]
+    assert [each["done"] for each in lines] == [0, 8, 16, 24]
+    assert lines[0] == {"done": 0, "total": 25, "rate": 7}
+
+
+def test_lines_change_in_place_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "terminal_size", lambda _: (5, 3))
+    stream = Terminal()
+    block = StatusBlock(stream)
+    block.show(["one", "too long", "too many"])
+    block.show(["one", "too long"])  # looks the same
+    block.show(["two"])
+    block.show([])
+    block.show(["three"])
+    assert stream.getvalue() == "one\ntoo \n\x1b[2A\r\x1b[Jtwo\n\x1b[1A\r\x1b[Jthre\n"
+
+
+def test_lines_that_changed_come_one_below_the_other_elsewhere() -> None:
+    stream = io.StringIO()
+    block = StatusBlock(stream)
+    for lines in (["one"], ["one"], ["two", "x" * 300]):
+        block.show(lines)
+    assert stream.getvalue() == "one\ntwo\n" + "x" * 300 + "\n"
 
 
 def test_a_terminal_sees_the_bar_and_then_nothing_of_it() -> None:

@@ -54,11 +54,11 @@ def node(path: Path, *answers: bytes) -> Iterator[Future[bytes]]:
 
 def test_a_call_gives_the_result(path: Path) -> None:
     seen = []
-    answers = [b'{"id":1,"progress":{"done":1,"total":2}}\n{"id":1,"res', b'ult":{"a":1}}\n']
+    answers = [b'{"id":1,"progress":{"done":1,"total":2,"rate":3}}\n{"id":1,"res', b'ult":{"a":1}}\n']
     with node(path, *answers) as asked, Client(path) as client:
-        result = client.call("verb", {"x": "ü"}, progress=lambda done, total: seen.append((done, total)))
+        result = client.call("verb", {"x": "ü"}, progress=lambda *told: seen.append(told))
     assert result == {"a": 1}
-    assert seen == [(1, 2)]
+    assert seen == [(1, 2, {"done": 1, "total": 2, "rate": 3})]
     assert asked.result() == b'{"id":1,"verb":"verb","args":{"x":"\\u00fc"}}\n'
 
 

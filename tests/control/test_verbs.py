@@ -24,8 +24,7 @@ from overlay.errors import (
     RefusedError,
     TransportUnavailableError,
 )
-from overlay.files.service import Files
-from overlay.files.shares import SHARES_SCHEMA
+from overlay.files.service import FILES_SCHEMAS, Files
 from overlay.testing.nodes import World, introduce
 from overlay.transports.memory import MemoryNetwork, MemoryTransport
 
@@ -67,7 +66,7 @@ class Caller:
 async def caller(world: World, name: str, user: str = "") -> AsyncIterator[Caller]:
     transport = world.network.transport(number=world.number(name))
     async with (
-        world.database(CHAT_SCHEMA, SHARES_SCHEMA) as database,
+        world.database(CHAT_SCHEMA, *FILES_SCHEMAS) as database,
         world.node(name, database, transports=[transport]) as node,
         anyio.create_task_group() as tasks,
     ):
@@ -235,3 +234,49 @@ async def test_arguments_have_bounds(verb: str, args: dict[str, JSON]) -> None:
     handler = bind(Runtime(World().secret("ann").identifier, "", []))[verb]
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(args, handler.arguments)
+
+
+async def test_limits_are_set_one_by_one_and_removed(pair: tuple[Caller, Caller]) -> None:
+    ann, _ = pair
+    chunks = ann.runtime.services.node.chunks
+    assert await ann.call("file.limit") == {"up": None, "down": None}
+    assert await ann.call("file.limit", up=65_536) == {"up": 65_536, "down": None}
+    assert await ann.call("file.limit", down=131_072) == {"up": 65_536, "down": 131_072}
+    assert (chunks.up.rate, chunks.down.rate) == (65_536, 131_072)
+    assert await ann.call("file.limit", up=None) == {"up": None, "down": 131_072}
+    with pytest.raises(NotFoundError, match="nothing is being fetched"):
+        await ann.call("file.limit", path="/nothing", down=65_536)
+    with pytest.raises(MalformedError, match="limited down"):
+        await ann.call("file.limit", path="/nothing", up=65_536)
+
+
+@pytest.mark.parametrize("rate", [-1, 0, 16_383, 2**40 + 1, 1.5, "fast", True])
+@pytest.mark.parametrize(
+    ("verb", "name"), [("file.limit", "up"), ("file.limit", "down"), ("file.get", "rate")]
+)
+async def test_what_is_no_rate(verb: str, name: str, rate: JSON) -> None:
+    handler = bind(Runtime(World().secret("ann").identifier, "", []))[verb]
+    args: dict[str, JSON] = {name: rate} if verb == "file.limit" else {"link": "x", "path": "/x", name: rate}
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(args, handler.arguments)
+
+
+async def test_a_fetch_is_limited_shown_and_set_free_while_it_runs(
+    pair: tuple[Caller, Caller], tmp_path: Path
+) -> None:
+    ann, bob = pair
+    source = anyio.Path(tmp_path / "a.bin")
+    await source.write_bytes(bytes(range(256)) * 8192)
+    shared = await ann.call("file.share", path=str(source))
+    copy = str(tmp_path / "copy")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: bob.call("file.get", link=shared["link"], path=copy, rate=16_384))
+        status: list[Any] = []
+        while not status or not status[0]["circuits"]:
+            await anyio.sleep(0.01)
+            status = await bob.items("file.status")
+        assert (status[0]["path"], status[0]["limit"]) == (copy, 16_384)
+        assert status[0]["chunks"] <= 2  # four seconds of the limit
+        assert await bob.call("file.limit", path=copy, down=None) == {"path": copy, "down": None}
+    assert await anyio.Path(copy).read_bytes() == await source.read_bytes()
+    assert await bob.items("file.status") == []

@@ -157,7 +157,7 @@ async def test_nobody_to_ask_is_said_at_once(tmp_path: Path) -> None:
 async def test_a_provider_that_is_gone_is_unreachable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(providers, "MAX_FAILURES", 1)
+    monkeypatch.setattr(providers, "MAX_FIRST_FAILURES", 1)
     content(tmp_path / "plan", 100_000)
     world = World(7, latency=Latency(0.001))
     async with people(world, "bob") as (alice, (bob,)):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from overlay.files.providers import BARREN_PAUSE, FIRST_PAUSE, MAX_FAILURES, MAX_PAUSE, Providers, Reason
+from overlay.files.providers import (
+    BARREN_PAUSE,
+    FIRST_PAUSE,
+    MAX_FAILURES,
+    MAX_FIRST_FAILURES,
+    MAX_PAUSE,
+    Providers,
+    Reason,
+)
 from overlay.identity import NodeIdentifier
 
 ALICE, BOB = (NodeIdentifier(bytes([value]) * 32) for value in range(2))
@@ -34,9 +42,15 @@ def test_most_circuits_lead_to_who_carries_most_on_each() -> None:
     assert circuits == {ALICE: 2, BOB: 6}
 
 
-def test_pauses_grow_until_a_provider_is_given_up_and_circuits_that_fail_together_count_once() -> None:
+@pytest.mark.parametrize(("met", "most"), [(True, MAX_FAILURES), (False, MAX_FIRST_FAILURES)])
+def test_pauses_grow_until_a_provider_is_given_up_and_circuits_that_fail_together_count_once(
+    met: bool,  # noqa: FBT001 - a parameter of the test
+    most: int,
+) -> None:
     providers, now, pauses = Providers([ALICE]), 0.0, []
-    for _ in range(MAX_FAILURES):
+    if met:
+        providers.reached(ALICE)
+    for _ in range(most):
         assert providers.verdict is None
         providers.failed(ALICE, now)
         providers.failed(ALICE, now)
@@ -45,7 +59,7 @@ def test_pauses_grow_until_a_provider_is_given_up_and_circuits_that_fail_togethe
             pauses.append(providers.retry_at(now) - now)
             now = providers.retry_at(now)
             assert providers.pick({}, (), 8, now) == ALICE
-    assert pauses == [min(MAX_PAUSE, FIRST_PAUSE * 2**times) for times in range(MAX_FAILURES - 1)]
+    assert pauses == [min(MAX_PAUSE, FIRST_PAUSE * 2**times) for times in range(most - 1)]
     assert providers.verdict is Reason.UNREACHABLE
 
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overlay.files import providers
 from overlay.files.actions import Ask, Close, Open
 from overlay.files.circuits import MAX_BATCH
-from overlay.files.providers import Reason
+from overlay.files.providers import MAX_FAILURES, MAX_FIRST_FAILURES, Reason
 from overlay.files.transfer import FIRST_CIRCUITS, MAX_CIRCUITS, Transfer
 from overlay.identity import NodeIdentifier
 from overlay.testing.simulated_links import CHUNK, Link, Peer, SimulatedTransfer, SimulatedTree
@@ -269,7 +270,7 @@ def test_every_transfer_ends_over_any_circuits_as_long_as_new_ones_work(
     peer = Peer(link=lambda number: links[number] if number < len(links) else Link())
     seconds, _, transfer = _run(leaves, peer, bottleneck=bottleneck)
     assert seconds < 3600.0
-    assert transfer.done or (transfer.failure is Reason.UNREACHABLE and len(links) >= 6)
+    assert transfer.done or (transfer.failure is Reason.UNREACHABLE and len(links) >= MAX_FIRST_FAILURES)
 
 
 # -- providers --------------------------------------------------------------------------------------------
@@ -373,7 +374,8 @@ def test_what_is_on_its_way_is_taken_before_it_is_given_up() -> None:
     assert asked == set(tree.received)
 
 
-def test_what_is_not_reached_is_tried_with_growing_pauses() -> None:
+def test_what_is_not_reached_is_tried_with_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "MAX_FIRST_FAILURES", MAX_FAILURES)
     simulation, _, _ = _simulate(64, Peer(link=lambda _: Link(refused=True, opening=0.0)), max_circuits=1)
     simulation.run()
     times = simulation.opened_at

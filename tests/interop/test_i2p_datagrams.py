@@ -22,7 +22,7 @@ ONE_HOP = TunnelOptions(length=1)
 AGAIN = 2.0
 """Seconds after which a message counts as lost: nobody promises that any arrives."""
 EXPIRY_PACE = 20.0
-"""At which tunnels expire within half a minute."""
+"""Seconds of the routers' clock to a true one at which tunnels expire within half a minute."""
 
 
 @asynccontextmanager
@@ -40,8 +40,14 @@ async def two_sides(
         for index in (0, 1)
     )
     async with one, other:
-        await carry(one, other, b"are you there?")
-        await carry(other, one, b"I am")
+        await network.set_pace(
+            EXPIRY_PACE
+        )  # what was not published the first time is again after 20 s and more
+        try:
+            await carry(one, other, b"are you there?")
+            await carry(other, one, b"I am")
+        finally:
+            await network.set_pace(1.0)
         yield one, other
 
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import anyio
 import pytest
 
 from overlay.errors import MalformedError, NotFoundError, RefusedError, UnreachableError, VerificationError
@@ -234,3 +235,39 @@ async def test_a_node_that_is_not_known_cannot_be_asked() -> None:
         stranger = World(99).secret("stranger").identifier
         with pytest.raises(NotFoundError):
             await alice.chunks.fetch(stranger, references(chunks(1)))
+
+
+LIMIT = 65_536
+PATIENCE = 0.3
+"""Seconds that a limit of 64 KiB a second saves of two large chunks, and the network's own."""
+
+
+@pytest.mark.parametrize("way", ["stored", "served", "fetched", "fetched over a circuit"])
+async def test_a_limit_is_kept_and_lifted(way: str) -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        kept = chunks(4, 32_768)
+        wanted = references(kept)
+        if way != "stored":
+            await alice.chunks.store(bob.identifier, kept)
+
+        async def move() -> None:
+            if way == "stored":
+                for chunk in kept:
+                    await alice.chunks.store(bob.identifier, [chunk])
+            elif way == "fetched over a circuit":
+                async with alice.channels.circuit(bob.identifier) as channel:
+                    await alice.chunks.fetch_over(channel, bob.identifier, wanted, took)
+            else:
+                await alice.chunks.fetch(bob.identifier, wanted)
+
+        async def took(_reference: bytes, _chunk: bytes) -> None:
+            pass
+
+        limiter = {"stored": alice.chunks.up, "served": bob.chunks.up}.get(way, alice.chunks.down)
+        limiter.change(LIMIT)
+        begin = anyio.current_time()
+        await move()
+        assert anyio.current_time() - begin >= 1.5 - PATIENCE  # the last of four chunks waits for three
+        limiter.change(None)
+        with anyio.fail_after(1):
+            await move()

@@ -130,14 +130,53 @@ async def test_a_purge_of_many(database: Database, monkeypatch: pytest.MonkeyPat
     assert await storage.usage() == Usage(SMALL, 1)
 
 
-async def test_own_chunks_have_no_quota_and_do_not_expire(storage: StorageManager) -> None:
-    chunks = [small(n) for n in range(20)]
+async def test_own_chunks_do_not_expire(storage: StorageManager) -> None:
+    chunks = [small(n) for n in range(10)]
     references = await storage.put(chunks, now=0, own=True)
     assert await storage.purge(1e12) == 0
     assert await storage.get(references, own=True) == chunks
-    assert (await storage.usage(own=True), await storage.usage()) == (Usage(20 * SMALL, 20), Usage(0, 0))
+    assert (await storage.usage(own=True), await storage.usage()) == (Usage(10 * SMALL, 10), Usage(0, 0))
     await storage.discard(references)
     assert await storage.usage(own=True) == Usage(0, 0)
+
+
+async def test_nothing_is_kept_of_own_chunks_that_exceed_the_quota(storage: StorageManager) -> None:
+    first = await storage.put([small(n) for n in range(9)], now=0, own=True)
+    with pytest.raises(StorageError, match="quota of this node, 0 MiB, is used up: unpin"):
+        await storage.put([small(9), small(10)], now=0, own=True)
+    assert await storage.usage(own=True) == Usage(9 * SMALL, 9)
+    await storage.put([small(0), small(9)], now=0, own=True)
+    storage.quota = 0
+    await storage.put([small(0)], now=0, own=True)  # renewed: takes no more room
+    storage.quota = 11 * SMALL
+    await storage.put([small(10)], now=0, own=True)
+    assert await storage.get(first, own=True) == [small(n) for n in range(9)]
+
+
+async def test_own_chunks_come_first_and_others_have_the_rest(storage: StorageManager) -> None:
+    others = [small(n) for n in range(8)]
+    await storage.put(others, now=0)
+    own = await storage.put([small(n) for n in range(10, 15)], now=0, own=True)
+    with pytest.raises(RefusedError, match="no room"):
+        await storage.put([small(8)], now=1)
+    await storage.put(others, now=1)
+    assert await storage.usage() == Usage(8 * SMALL, 8)
+    await storage.purge(1 + RETENTION)
+    await storage.put(others[:5], now=2)
+    with pytest.raises(RefusedError, match="no room"):
+        await storage.put([others[5]], now=2)
+    await storage.discard(own)
+    await storage.put([others[5]], now=2)
+
+
+async def test_what_is_owned_is_told_from_what_others_brought(storage: StorageManager) -> None:
+    mine, theirs, both = await storage.put([small(1), small(2), small(3)], now=0)
+    await storage.purge(RETENTION)
+    await storage.put([small(2), small(3)], now=0)
+    await storage.put([small(1), small(3)], now=0, own=True)
+    assert await storage.owned([mine, theirs, both, bytes(32)]) == [True, False, True, False]
+    with pytest.raises(MalformedError, match="at most 256 chunks"):
+        await storage.owned([bytes(32)] * (MAX_BATCH_CHUNKS + 1))
 
 
 async def test_nobody_else_learns_what_the_node_keeps_for_itself(storage: StorageManager) -> None:
@@ -220,12 +259,19 @@ class Model:
 
     def put(self, numbers: list[int], now: float) -> bool:
         kept = self.expiries | dict.fromkeys(numbers, now + RETENTION)
-        allowed = max(QUOTA, SMALL * len(self.expiries))
+        allowed = max(QUOTA - SMALL * len(self.own), SMALL * len(self.expiries))
         if SMALL * len(kept) > allowed:
             kept = {number: expiry for number, expiry in kept.items() if expiry > now}
         accepted = SMALL * len(kept) <= allowed
         if accepted:
             self.expiries = kept
+        return accepted
+
+    def put_own(self, numbers: list[int]) -> bool:
+        kept = self.own | set(numbers)
+        accepted = SMALL * len(kept) <= QUOTA
+        if accepted:
+            self.own = kept
         return accepted
 
     def purge(self, now: float) -> None:
@@ -242,9 +288,11 @@ async def step(
     name, numbers, own = operation
     chunks = [small(number) for number in numbers]
     match name:
-        case "put" if own:
+        case "put" if own and model.put_own(numbers):
             await storage.put(chunks, now=now, own=True)
-            model.own |= set(numbers)
+        case "put" if own:
+            with pytest.raises(StorageError):
+                await storage.put(chunks, now=now, own=True)
         case "put" if model.put(numbers, now):
             await storage.put(chunks, now=now)
         case "put":
@@ -277,7 +325,7 @@ def test_accounts_agree_with_a_simple_model(operations: list[tuple[str, list[int
                 usage, own_usage = await storage.usage(), await storage.usage(own=True)
                 assert usage == Usage(SMALL * len(model.expiries), len(model.expiries))
                 assert own_usage == Usage(SMALL * len(model.own), len(model.own))
-                assert usage.bytes <= QUOTA
+                assert max(usage.bytes, own_usage.bytes) <= QUOTA
 
     anyio.run(check)
 

@@ -1,0 +1,149 @@
+"""Where the files of a folder land. Blocks: for threads.
+
+Names come from whoever shared the folder, and others may be able to write where it lands. So no path is ever
+opened: each folder on the way is opened in the one above it, and nothing that is a symbolic link is entered.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from overlay.errors import NotFoundError, RefusedError, StorageError
+from overlay.files.manifest import Entry
+from overlay.files.partial import tidy
+
+State = Literal["absent", "done", "other"]
+"""Of a file: not there; there as the manifest has it; there, but not so."""
+
+TIME_SLACK = 1
+"""Seconds by which a time on disk may differ: some file systems keep every other second only."""
+
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_FOLDER = {errno.ENOTDIR, errno.ELOOP}
+
+
+class Landing:
+    """A folder that is being fetched, on disk. Used by one thread at a time.
+
+    The folders on the way to the last path are held open: the next one is most often in one of them.
+
+    Args:
+        path: where the folder will be. The folder that it is put into is made if only that is missing.
+
+    Raises:
+        NotFoundError: there is no such folder.
+        RefusedError: it is something else.
+        StorageError: it cannot be made or opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._names: list[str] = []
+        self._handles: list[int] = []
+        with _explained(path.parent):
+            with suppress(FileExistsError):
+                path.parent.mkdir()
+            self._handles.append(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+    def close(self) -> None:
+        """Let go of everything."""
+        while self._handles:
+            os.close(self._handles.pop())
+
+    def look(self, entry: Entry) -> State:
+        """See what is there of a file, or of an empty folder; what a whole file left behind is removed.
+
+        Raises:
+            RefusedError: something is there that cannot be replaced, or stands in the way to it.
+            StorageError: the disk fails.
+        """
+        path = self.path.joinpath(*entry.path)
+        with _explained(path):
+            status = self._status(entry.path)
+            if status is None:
+                return "absent"
+            if entry.capability is None:
+                if not stat.S_ISDIR(status.st_mode):
+                    raise RefusedError(f"{path} is there and no folder: remove it, or name another place")
+                return "done"
+            if not stat.S_ISREG(status.st_mode):
+                raise RefusedError(f"{path} is there and no file: remove it, or name another place")
+            same_time = abs(status.st_mtime_ns // 10**9 - entry.modified) <= TIME_SLACK
+            if not same_time or status.st_size != entry.size:
+                return "other"
+            if status.st_nlink > 1:
+                tidy(self._handles[-1], entry.path[-1], entry.capability)
+            return "done"
+
+    def enter(self, path: tuple[str, ...]) -> int:
+        """Open a folder, and make it and those above it where they are missing.
+
+        Returns:
+            its descriptor, the caller's to close.
+
+        Raises:
+            RefusedError: something else has its name, or that of one above it.
+            StorageError: it cannot be made.
+        """
+        with _explained(self.path.joinpath(*path)):
+            return os.dup(self._walk((self.path.name, *path), make=True))
+
+    def make(self, path: tuple[str, ...]) -> None:
+        """Make a folder, and those above it that are missing.
+
+        Raises:
+            RefusedError, StorageError: see `enter`.
+        """
+        os.close(self.enter(path))
+
+    def _status(self, path: tuple[str, ...]) -> os.stat_result | None:
+        try:
+            folder = self._walk((self.path.name, *path[:-1]), make=False)
+            return os.stat(path[-1], dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def _walk(self, names: tuple[str, ...], *, make: bool) -> int:
+        """Open a folder and give its descriptor, which stays open here."""
+        self._go_back(names)
+        for name in names[len(self._names) :]:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=self._handles[-1])
+            self._handles.append(os.open(name, _FLAGS, dir_fd=self._handles[-1]))
+            self._names.append(name)
+        return self._handles[-1]
+
+    def _go_back(self, names: tuple[str, ...]) -> None:
+        """Leave the folders that are not on the way."""
+        while tuple(self._names) != names[: len(self._names)]:
+            self._names.pop()
+            os.close(self._handles.pop())
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the system says of a folder into this library's errors.
+
+    Raises:
+        NotFoundError: there is no folder above it.
+        RefusedError: something else stands on the way.
+        StorageError: anything else.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no folder {path.parent}") from error
+    except OSError as error:
+        if error.errno in _NO_FOLDER:
+            raise RefusedError(
+                f"on the way to {path} is a symbolic link or a file where a folder should be: "
+                "remove it, or name another place"
+            ) from error
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from error

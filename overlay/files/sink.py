@@ -1,0 +1,47 @@
+"""Where fetched chunks go: into a file, or into this node's own storage."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from overlay.files.schedule import Source
+
+
+class ChunkTree(Source, Protocol):
+    """Names the chunks that a sink lacks, all of one size: a `TreeReader`, or several of them."""
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of each chunk."""
+
+
+class Sink(Protocol):
+    """Takes the chunks of a content, or of several, in any order."""
+
+    @property
+    def tree(self) -> ChunkTree:
+        """Which chunks are wanted, and how much is there. Chunks are handed to the sink, not to it."""
+        ...
+
+    def take(self, reference: bytes, data: bytes) -> int:
+        """Verify a chunk and keep it in memory until the next `flush`: call that after every few.
+
+        Returns:
+            bytes of content that it brought: 0 for a node, or when it is not needed.
+
+        Raises:
+            VerificationError, MalformedError: see `TreeReader.receive`; nothing of the chunk was kept.
+        """
+        ...
+
+    async def flush(self) -> None:
+        """Keep what was taken, and look for what is there of what the tree has opened.
+
+        Several tasks may do so at once. Cancelled, it has kept some of what was taken, and the next call
+        keeps the rest.
+
+        Raises:
+            StorageError: the disk or a quota is full, or the disk fails; this sink is of no more use.
+            MalformedError: what was there is ill-formed content.
+        """
+        ...

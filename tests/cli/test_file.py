@@ -1,0 +1,232 @@
+"""The verbs of the files, against a scripted node."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from overlay.control.home import Home
+from overlay.control.protocol import JSON
+from overlay.control.server import Answers, Arguments, Handler, Handlers
+from overlay.errors import MalformedError
+from overlay.files.links import FileLink
+from overlay.locators import LocatorRecord, parse_locator
+from overlay.testing.nodes import World
+from overlay.units.capability import ReadCapability
+from overlay_cli.parser import parse
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Command
+
+EVIL = "\x1b[2J\u202e"
+CAPABILITY = ReadCapability(32768, 1, bytes(32), bytes(range(32)))
+RUNNING: dict[str, JSON] = {
+    "path": "/tmp/plan",  # noqa: S108 - nothing is written
+    "size": 4 << 20,
+    "present": 1 << 20,
+    "rate": 1 << 20,
+    "left": 3,
+    "circuits": 4,
+    "providers": 1,
+    "chunks": 12,
+    "limit": None,
+}
+FIGURES = {name: RUNNING[name] for name in ("rate", "left", "circuits", "providers", "chunks")}
+
+Start = Callable[[Handlers], None]
+
+
+class Anything(Arguments, frozen=True, forbid_unknown_fields=False):
+    """Takes whatever it is given."""
+
+
+def getting(*progress: tuple[int, int, dict[str, JSON]]) -> Handler[Any]:
+    async def run(_args: Anything, answers: Answers) -> JSON:
+        for each in progress:
+            answers.progress(*each)
+            for _ in range(10):  # meanwhile the progress gets on its way
+                await answers.item(None)
+        return {"path": "/tmp/plan", "size": 4 << 20}  # noqa: S108 - nothing is written
+
+    return Handler(Anything, run)
+
+
+def test_progress_comes_as_lines_before_the_result(overlay: Command, scripted: Start) -> None:
+    scripted({"file.get": getting((1 << 20, 4 << 20, FIGURES), (2 << 20, 4 << 20, FIGURES))})
+    first, result = overlay("--json", "file", "get", "urn").lines  # the second came too soon after the first
+    assert first == {"progress": {"done": 1 << 20, "total": 4 << 20, **FIGURES}}
+    assert list(result) == ["path", "size"]
+    (alone,) = overlay("--json", "--quiet", "file", "get", "urn").lines
+    assert alone == result
+
+
+def test_an_older_node_says_less(overlay: Command, scripted: Start) -> None:
+    scripted({"file.get": getting((1 << 20, 4 << 20, {}))})
+    assert overlay("--json", "file", "get", "urn").lines[0] == {
+        "progress": {"done": 1 << 20, "total": 4 << 20}
+    }
+
+
+def test_status(overlay: Command, scripted: Start) -> None:
+    async def status(_args: Anything, answers: Answers) -> JSON:
+        await answers.item(RUNNING)
+        await answers.item({**RUNNING, "path": EVIL, "limit": 65536, "left": None, "circuits": 0})
+        return None
+
+    scripted({"file.status": Handler(Anything, status)})
+    assert overlay("file", "status").out.splitlines() == [
+        "/tmp/plan",  # noqa: S108 - nothing is written
+        "  1.0 MiB of 4.0 MiB, 1.0 MiB/s, 3 s left, 4 circuits to 1 node, 12 chunks asked for",
+        "\\x1b[2J\\u202e",
+        "  1.0 MiB of 4.0 MiB, 1.0 MiB/s, no circuit yet, 12 chunks asked for, limited to 64.0 KiB/s",
+    ]
+    assert overlay("--json", "file", "status").lines[0] == RUNNING
+
+
+def test_status_goes_on_until_it_is_interrupted(overlay: Command, scripted: Start) -> None:
+    asked = 0
+
+    async def status(_args: Anything, answers: Answers) -> JSON:
+        nonlocal asked
+        asked += 1
+        await answers.item({**RUNNING, "present": asked << 20})
+        return None
+
+    scripted({"file.status": Handler(Anything, status)})
+    with overlay.running("--json", "file", "status", "--follow") as process:
+        assert process.stdout is not None
+        seen = [json.loads(process.stdout.readline())["present"] for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+    assert seen == [1 << 20, 2 << 20]
+
+
+@pytest.mark.parametrize(
+    ("words", "args", "answer", "said"),
+    [
+        ((), {}, {"up": None, "down": 65536}, "up without limit, down 64.0 KiB/s"),
+        (("--up", "65536"), {"up": 65536}, {"up": 65536, "down": None}, "up 64.0 KiB/s, down without limit"),
+        (
+            ("--down", "none"),
+            {"down": None},
+            {"up": None, "down": None},
+            "up without limit, down without limit",
+        ),
+        (
+            ("/x", "--down", "16384"),
+            {"down": 16384, "path": "/x"},
+            {"path": "/x", "down": 16384},
+            "down 16.0 KiB/s",
+        ),
+    ],
+)
+def test_limits(  # noqa: PLR0917 - parameters of a table
+    overlay: Command,
+    scripted: Start,
+    words: tuple[str, ...],
+    args: dict[str, JSON],
+    answer: dict[str, JSON],
+    said: str,
+) -> None:
+    class LimitArguments(Arguments, frozen=True):
+        up: int | None = -1
+        down: int | None = -1
+        path: str | None = None
+
+    async def limit(given: LimitArguments, _answers: Answers) -> JSON:
+        assert given == LimitArguments(**args)  # type: ignore[arg-type]
+        return answer
+
+    scripted({"file.limit": Handler(LimitArguments, limit)})
+    assert overlay("file", "limit", *words).out == said + "\n"
+    assert overlay("--json", "file", "limit", *words).lines == [answer]
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "1", "16383", "1099511627777", "9" * 400, "1.5", "fast", ""])
+@pytest.mark.parametrize("words", [("limit", "--up"), ("limit", "--down"), ("get", "urn", "--rate")])
+def test_what_is_no_rate(words: tuple[str, ...], value: str) -> None:
+    with pytest.raises(MalformedError):
+        parse(["file", *words[:-1], f"{words[-1]}={value}"])
+
+
+def test_a_wrong_rate_is_wrong_use(overlay: Command) -> None:
+    done = overlay("file", "get", "urn", "--rate", "0")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "16384" in done.err
+
+
+def record(*, issued: int, lifetime: int = 86_400) -> LocatorRecord:
+    locators = [parse_locator("127.0.0.1:4000")]
+    return LocatorRecord.sign(World(1).secret("ann"), locators, number=1, now=issued, lifetime=lifetime)
+
+
+def test_info_needs_no_node_and_no_home(overlay: Command) -> None:
+    now = int(time.time())
+    valid, expired, future = record(issued=now), record(issued=now - 90_000), record(issued=now + 90_000)
+    forged = valid.encoded[:-1] + bytes([valid.encoded[-1] ^ 1])
+    providers = (valid.encoded, expired.encoded, future.encoded, forged, b"?")
+    link = FileLink(CAPABILITY, providers, "plan.pdf", 100_000, "file").urn
+    (found,) = overlay("--json", "file", "info", link).lines
+    described = found.pop("providers")
+    assert found == {
+        "capability": CAPABILITY.urn,
+        "kind": "file",
+        "name": "plan.pdf",
+        "size": 100_000,
+        "block": 32768,
+        "level": 1,
+    }
+    assert [each["state"] for each in described] == ["valid", "expired", "invalid", "invalid", "invalid"]
+    assert described[0] == {
+        "node": str(valid.identifier),
+        "locators": ["/ip4/127.0.0.1/tcp/4000"],
+        "issued": now,
+        "expires": now + 86_400,
+        "state": "valid",
+    }
+    assert described[3]["node"] is described[4]["node"] is None
+    human = overlay("file", "info", "-", stdin=link.encode()).out
+    assert "file: plan.pdf, 97.7 KiB (100000 bytes)" in human
+    assert re.search(rf"provider: {valid.identifier}, valid for 2[34] h .*: /ip4/127.0.0.1/tcp/4000", human)
+    assert "expired 1 h 0 min ago" in human
+    assert not overlay.home.exists()
+
+
+def test_info_of_a_plain_link_and_of_none(overlay: Command) -> None:
+    (found,) = overlay("--json", "file", "info", CAPABILITY.urn).lines
+    assert (found["name"], found["size"], found["providers"]) == (None, None, [])
+    assert "none are named" in overlay("file", "info", CAPABILITY.urn).out
+    assert overlay("file", "info", "urn:eris:nothing").code == 2
+
+
+def test_a_share_with_its_code(overlay: Command, scripted: Start, tmp_path: Path) -> None:
+    async def share(_args: Anything, _answers: Answers) -> JSON:
+        return {"link": CAPABILITY.urn, "name": "plan", "size": 1}
+
+    scripted({"file.share": Handler(Anything, share)})
+    (tmp_path / "plan").touch()
+    done = overlay("file", "share", str(tmp_path / "plan"), "--qr")
+    assert done.out.splitlines()[0] == CAPABILITY.urn
+    assert len(done.out.splitlines()) == 24
+    assert overlay("--json", "file", "share", str(tmp_path / "plan"), "--qr").code == 2
+
+
+def test_without_the_library_of_codes_nothing_is_shared(
+    overlay: Command,
+    home: Home,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "segno.py").write_text("raise ModuleNotFoundError(name='segno')\n", encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    done = overlay("file", "share", str(tmp_path / "segno.py"), "--qr", environ={"PYTHONPATH": path})
+    assert home.exists
+    assert (done.code, done.out) == (4, "")
+    assert "pip install 'overlay-p2p[qr]'" in done.err

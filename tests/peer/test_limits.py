@@ -1,0 +1,81 @@
+"""The driver in virtual time, therefore on trio only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+from trio.testing import MockClock
+
+from overlay.errors import MalformedError
+from overlay.peer.bucket import MIN_RATE
+from overlay.peer.limits import Limiter
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+async def test_tasks_share_a_limit_in_turn() -> None:
+    limiter, begin = Limiter(MIN_RATE), anyio.current_time()
+    order: list[int] = []
+
+    async def send(number: int) -> None:
+        for _ in range(5):
+            await limiter.pass_on(MIN_RATE)
+            order.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(send, 1)
+        tasks.start_soon(send, 2)
+    assert 8.7 <= anyio.current_time() - begin <= 9
+    assert all(order[i : i + 2] in ([1, 2], [2, 1]) for i in range(0, 10, 2))
+
+
+async def test_a_change_holds_for_who_waits_already() -> None:
+    limiter, begin = Limiter(MIN_RATE), anyio.current_time()
+    await limiter.pass_on(1000 * MIN_RATE)
+    times: list[float] = []
+
+    async def send() -> None:
+        for _ in range(2):
+            await limiter.pass_on(1000 * MIN_RATE)
+            times.append(anyio.current_time() - begin)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(send)
+        await anyio.sleep(100)
+        limiter.change(100 * MIN_RATE)
+        await anyio.sleep(10)
+        limiter.change(None)
+    assert times == pytest.approx([100 + 9, 110], abs=0.26)
+
+
+async def test_no_limit_is_no_step() -> None:
+    limiter = Limiter()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await limiter.pass_on(1 << 40)  # not even a chance to be cancelled
+    assert limiter.rate is None
+    assert not scope.cancelled_caught
+
+
+async def test_who_is_cancelled_has_passed_nothing_and_lets_others_by() -> None:
+    limiter, begin = Limiter(MIN_RATE), anyio.current_time()
+    await limiter.pass_on(10 * MIN_RATE)
+    with anyio.move_on_after(5):
+        await limiter.pass_on(1000 * MIN_RATE)
+    await limiter.pass_on(1)
+    assert anyio.current_time() - begin <= 10
+
+
+async def test_what_is_no_limit_changes_nothing() -> None:
+    limiter = Limiter(MIN_RATE)
+    for rate in (-1, 0, 1 << 50):
+        with pytest.raises(MalformedError):
+            limiter.change(rate)
+        with pytest.raises(MalformedError):
+            Limiter(rate)
+    assert limiter.rate == MIN_RATE
