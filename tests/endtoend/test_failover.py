@@ -22,7 +22,7 @@ from overlay.chat.service import Chat
 from overlay.chat.store import CHAT_SCHEMA
 from overlay.errors import UnreachableError
 from overlay.peer.accept import Delivery, Reply
-from overlay.peer.chunks import FETCH, REFERENCE_BYTES
+from overlay.peer.chunks import BATCH_CHUNKS, FETCH, REFERENCE_BYTES
 from overlay.peer.node import Node, NodeOptions
 from overlay.peer.requests import CHANNEL_TRIES
 from overlay.testing.nodes import World, introduce
@@ -329,7 +329,8 @@ async def test_a_file_is_fetched_whole_at_whatever_point_a_network_dies(
             for body in bodies
             for at in range(0, len(body), REFERENCE_BYTES)
         ]
-        assert len(references) <= 2 * len(set(references))  # each once more at most, all were on their way
+        # All may have been on their way when the network died; near the end a batch is asked for twice.
+        assert len(references) <= 2 * len(set(references)) + BATCH_CHUNKS
         if tale.tor.cut_at is not None:
             assert anyio.current_time() <= max(tale.tor.cut_at + DETECTION, began) + 60
 
