@@ -31,10 +31,11 @@ from overlay.files.gathering import gather, take_local
 from overlay.files.keeper import CircuitKeeper, open_keeper
 from overlay.files.landing import Landing
 from overlay.files.links import FileLink
-from overlay.files.manifest import MAX_MANIFEST_BYTES, Entry, ManifestReader
+from overlay.files.manifest import Entry, ManifestReader, check_manifest_bytes
 from overlay.files.pace import Pace
 from overlay.files.partial import Details
 from overlay.files.selection import select
+from overlay.files.sink import ManifestSink
 from overlay.files.target import Target, open_target
 from overlay.files.walk import is_unfinished
 from overlay.identity import NodeIdentifier
@@ -172,8 +173,7 @@ class FolderFetch:
             goes on.
         """
         order = self._order
-        if (order.link.size or 0) > MAX_MANIFEST_BYTES:
-            raise MalformedError(f"the manifest of a folder has more than {MAX_MANIFEST_BYTES} bytes")
+        check_manifest_bytes(order.link.size or 0)
         async with (
             open_keeper(self._node) as circuits,
             _landing(order) as landing,
@@ -203,7 +203,7 @@ class FolderFetch:
             RefusedError: see `run`.
             OverlayError: any other that `run` raises.
         """
-        sink, before = _ManifestSink(manifest), manifest.tree.present
+        sink, before = ManifestSink(manifest), manifest.tree.present
         try:
             await take_local(self._node, sink)
             self._is_here = manifest.tree.present > before
@@ -214,7 +214,7 @@ class FolderFetch:
                 await manifest.discard()
             raise
 
-    async def _gather(self, sink: Bundle | _ManifestSink, circuits: CircuitKeeper) -> None:
+    async def _gather(self, sink: Bundle | ManifestSink, circuits: CircuitKeeper) -> None:
         bell = sink.bell if isinstance(sink, Bundle) else None
         await gather(
             self._node, sink, self._providers, self._tell, pace=self._pace, circuits=circuits, bell=bell
@@ -381,30 +381,6 @@ class _Reading:
     def _parse(self, piece: bytes) -> list[Entry]:
         entries = self._reader.feed(piece)
         return entries if self._is_wanted is None else [entry for entry in entries if self._is_wanted(entry)]
-
-
-class _ManifestSink:
-    """Takes a manifest, and no more than one can have: a tree that repeats a chunk is as long as it likes."""
-
-    def __init__(self, target: Target) -> None:
-        self.tree = target.tree
-        self._target = target
-
-    def take(self, reference: bytes, data: bytes) -> int:
-        """See `Target.take`.
-
-        Raises:
-            VerificationError: the chunk does not fit its reference.
-            MalformedError: it is not of a manifest.
-        """
-        taken = self._target.take(reference, data)
-        if self.tree.present > MAX_MANIFEST_BYTES:
-            raise MalformedError(f"the manifest of a folder has more than {MAX_MANIFEST_BYTES} bytes")
-        return taken
-
-    async def flush(self) -> None:
-        """See `Target.flush`."""
-        await self._target.flush()
 
 
 @asynccontextmanager

@@ -102,6 +102,16 @@ class Entry:
         return "/".join(self.path)
 
 
+def check_manifest_bytes(count: int) -> None:
+    """Refuse what is too long for a manifest.
+
+    Raises:
+        MalformedError: `count` bytes are more than one may have.
+    """
+    if count > MAX_MANIFEST_BYTES:
+        raise MalformedError(f"the manifest of a folder has more than {MAX_MANIFEST_BYTES} bytes")
+
+
 def check_path(path: tuple[str, ...]) -> None:
     """Check that a path stays in its folder, on every system, and can be carried in a manifest.
 
@@ -281,8 +291,7 @@ class _Checks:
             MalformedError: more than `MAX_MANIFEST_BYTES` in all.
         """
         self._bytes += length
-        if self._bytes > MAX_MANIFEST_BYTES:
-            raise MalformedError(f"the manifest of a folder has more than {MAX_MANIFEST_BYTES} bytes")
+        check_manifest_bytes(self._bytes)
 
     def add(self, entry: Entry) -> None:
         """Take the next entry.

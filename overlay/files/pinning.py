@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from overlay.errors import MalformedError, OverlayError
+from overlay.errors import OverlayError
 from overlay.files.actions import Snapshot
 from overlay.files.gathering import Report, gather
 from overlay.files.keeper import CircuitKeeper, open_keeper
 from overlay.files.links import FileLink
-from overlay.files.manifest import MAX_MANIFEST_BYTES, ManifestReader
+from overlay.files.manifest import ManifestReader, check_manifest_bytes
 from overlay.files.pins import Pin, Pins, PinSink
 from overlay.files.shares import Progress
+from overlay.files.sink import ManifestSink
 from overlay.identity import NodeIdentifier
 from overlay.peer.node import Node
 from overlay.units.capability import ReadCapability
-
-_TOO_LONG = f"the manifest of a folder has more than {MAX_MANIFEST_BYTES} bytes"
 
 
 async def pin_link(
@@ -44,8 +43,8 @@ async def pin_link(
         OverlayError: see `gather` and `Pins.add`. Failed or cancelled, what came is kept and the next attempt
             goes on.
     """
-    if link.kind == "folder" and (link.size or 0) > MAX_MANIFEST_BYTES:
-        raise MalformedError(_TOO_LONG)
+    if link.kind == "folder":
+        check_manifest_bytes(link.size or 0)
     async with pins.add(link) as sink:
         if link.kind == "folder":
             return await sink.finish(await _Folder(node, sink, providers, progress).bring())
@@ -86,7 +85,7 @@ class _Folder:
         return total
 
     async def _bring_all(self, circuits: CircuitKeeper) -> int:
-        await gather(self._node, _ManifestSink(self._sink), self._providers, circuits=circuits)
+        await gather(self._node, ManifestSink(self._sink), self._providers, circuits=circuits)
         await self._sink.flush()
         # The whole manifest is read before any file is fetched: it may be ill-formed at its end.
         total = sum([size async for _, size in self._parts()])
@@ -112,30 +111,6 @@ class _Folder:
                 if entry.capability is not None:
                     yield entry.capability, entry.size
         reader.finish()
-
-
-class _ManifestSink:
-    """Takes a manifest, and no more than one can have: a tree that repeats a chunk is as long as it likes."""
-
-    def __init__(self, sink: PinSink) -> None:
-        self.tree = sink.tree
-        self._sink = sink
-
-    def take(self, reference: bytes, data: bytes) -> int:
-        """See `PinSink.take`.
-
-        Raises:
-            VerificationError: the chunk does not fit its reference.
-            MalformedError: it is not of a manifest.
-        """
-        taken = self._sink.take(reference, data)
-        if self.tree.present > MAX_MANIFEST_BYTES:
-            raise MalformedError(_TOO_LONG)
-        return taken
-
-    async def flush(self) -> None:
-        """See `PinSink.flush`."""
-        await self._sink.flush()
 
 
 def _report(sink: PinSink, progress: Progress | None, done: int = 0, total: int | None = None) -> Report:

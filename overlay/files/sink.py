@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from overlay.files.manifest import check_manifest_bytes
 from overlay.files.schedule import Source
+from overlay.units.tree import TreeReader
 
 
 class ChunkTree(Source, Protocol):
@@ -45,3 +47,39 @@ class Sink(Protocol):
             MalformedError: what was there is ill-formed content.
         """
         ...
+
+
+class TreeSink(Sink, Protocol):
+    """A sink of one content."""
+
+    @property
+    def tree(self) -> TreeReader:
+        """See `Sink.tree`."""
+        ...
+
+
+class ManifestSink:
+    """Takes a manifest, and no more than one can have: a tree that repeats a chunk is as long as it likes.
+
+    Args:
+        sink: where it goes.
+    """
+
+    def __init__(self, sink: TreeSink) -> None:
+        self.tree = sink.tree
+        self._sink = sink
+
+    def take(self, reference: bytes, data: bytes) -> int:
+        """See `Sink.take`.
+
+        Raises:
+            VerificationError: the chunk does not fit its reference.
+            MalformedError: it is not of a manifest.
+        """
+        taken = self._sink.take(reference, data)
+        check_manifest_bytes(self.tree.present)
+        return taken
+
+    async def flush(self) -> None:
+        """See `Sink.flush`."""
+        await self._sink.flush()

@@ -8,7 +8,7 @@ any more and only heartbeats tell.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +17,14 @@ from typing import Any, Literal
 import anyio
 import pytest
 
+from overlay.channel.driver import Channel
 from overlay.chat.messages import EVENTS_KIND
 from overlay.chat.service import Chat
 from overlay.chat.store import CHAT_SCHEMA
 from overlay.errors import UnreachableError
+from overlay.identity import NodeIdentifier
 from overlay.peer.accept import Delivery, Reply
-from overlay.peer.chunks import BATCH_CHUNKS, FETCH, REFERENCE_BYTES
+from overlay.peer.chunks import BATCH_CHUNKS, FETCH, REFERENCE_BYTES, Take
 from overlay.peer.node import Node, NodeOptions
 from overlay.peer.requests import CHANNEL_TRIES
 from overlay.testing.nodes import World, introduce
@@ -184,6 +186,24 @@ def spy(node: Node, kind: str) -> list[bytes]:
     return bodies
 
 
+def spy_chunks(node: Node) -> list[bytes]:
+    """Take down each chunk that a node fetches, as often as it comes."""
+    taken: list[bytes] = []
+    fetch = node.chunks.fetch_over
+
+    async def spying(
+        channel: Channel, provider: NodeIdentifier, references: Sequence[bytes], take: Take
+    ) -> None:
+        async def note(reference: bytes, chunk: bytes) -> None:
+            taken.append(reference)
+            await take(reference, chunk)
+
+        await fetch(channel, provider, references, note)
+
+    node.chunks.fetch_over = spying  # type: ignore[method-assign, assignment]
+    return taken
+
+
 async def close_all(person: Person) -> None:
     for links in list(person.node.channels._links._links.values()):
         for link in list(links):
@@ -318,6 +338,7 @@ async def test_a_file_is_fetched_whole_at_whatever_point_a_network_dies(
         await alice.chat.post(tale.session, tmp_path / "plan")
         file = await bob.hears_of_file()
         asked = [spy(holder.node, FETCH) for holder in holders]
+        fetched = spy_chunks(bob.node)
         tale.tor.cut_after(pieces, how)
         began = anyio.current_time()
         await bob.chat.get(tale.session, file, tmp_path / "copy")
@@ -331,6 +352,7 @@ async def test_a_file_is_fetched_whole_at_whatever_point_a_network_dies(
         ]
         # All may have been on their way when the network died; near the end a batch is asked for twice.
         assert len(references) <= 2 * len(set(references)) + BATCH_CHUNKS
+        assert len(fetched) <= len(set(fetched)) + BATCH_CHUNKS
         if tale.tor.cut_at is not None:
             assert anyio.current_time() <= max(tale.tor.cut_at + DETECTION, began) + 60
 
