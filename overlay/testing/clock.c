@@ -26,8 +26,8 @@
 #define LONGEST_WAIT (SECOND / 10)
 
 /* i2p_clock.py writes it: at the true monotonic time `since` the date was `date`, in nanoseconds both, and from
- * then on a thousand nanoseconds bring it `pace` further. `check` is the XOR of the three: a reader that meets a
- * half-written change reads again. */
+ * then on a thousand nanoseconds bring it `pace` further. `check` is the complement of the three's XOR: a reader
+ * that meets a half-written change, or bytes that are still zero, reads again. */
 struct moment {
   int64_t since, date, pace, check;
 };
@@ -58,7 +58,7 @@ static struct moment current(void) {
   struct moment now;
   do {
     now = (struct moment){shared->since, shared->date, shared->pace, shared->check};
-  } while ((now.since ^ now.date ^ now.pace) != now.check);
+  } while (~(now.since ^ now.date ^ now.pace) != now.check);
   return now;
 }
 

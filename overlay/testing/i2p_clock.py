@@ -112,5 +112,6 @@ class SharedClock:
         }
 
     def _write(self) -> None:
-        check = self._since ^ self._date ^ self._per_mille
-        _MOMENT.pack_into(self._shared, 0, self._since, self._date, self._per_mille, check)
+        check = ~(self._since ^ self._date ^ self._per_mille)
+        # In one piece: pack_into clears the bytes before it fills them, under the eyes of the routers.
+        self._shared[:] = _MOMENT.pack(self._since, self._date, self._per_mille, check)

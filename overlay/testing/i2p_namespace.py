@@ -132,7 +132,7 @@ class Keeper:
         self._haste.set_pace(START_PACE)
         try:
             await self._start_routers()
-        except TransportUnavailableError:  # i2pd 2.45 crashes now and then
+        except TransportUnavailableError:  # i2pd 2.45 can crash
             await self._start_routers()
         self._haste.set_pace(1.0)
         for router in self._routers:

@@ -230,7 +230,7 @@ class Router:
     async def keep_running(self) -> None:
         """Start its process again whenever it ended by itself, until it is killed.
 
-        As a service manager does on other machines: i2pd 2.45 crashes now and then, mostly when a client with
+        As a service manager does on other machines: i2pd 2.45 can crash, mostly when a client with
         open streams ends all at once.
         """
         while (process := self._process) is not None:

@@ -15,6 +15,15 @@ from overlay.testing import i2p_clock
 from overlay.testing.i2p_clock import SharedClock, compile_clock
 
 SLEEP = [shutil.which("sleep") or "sleep", "30"]
+READ_UNTIL_TOLD = """
+import select, sys, time
+wrong, begun = 0, time.time()
+print("reading", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    wrong += sum(not begun <= time.time() <= begun + 3600 for _ in range(1000))
+    time.sleep(1e-7)
+print(wrong)
+"""
 READ = "import time; print(time.time()); input(); print(time.time())"
 
 
@@ -57,6 +66,22 @@ def test_stated_waits_become_shorter(library: Path, tmp_path: Path) -> None:
         begun = time.monotonic()
         subprocess.run(SLEEP, env={**os.environ, **clock.environment(library)}, check=True)
     assert time.monotonic() - begun < 15
+
+
+def test_a_date_that_is_read_while_the_pace_changes_is_right(library: Path, tmp_path: Path) -> None:
+    with SharedClock(tmp_path / "clock") as clock:
+        environment = {**os.environ, **clock.environment(library)}
+        command = [sys.executable, "-c", READ_UNTIL_TOLD]
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as reader:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == b"reading\n"
+            for number in range(300_000):
+                clock.set_pace(1.0 + number % 2 / 1000)
+            output, _ = reader.communicate(b"\n")
+    assert reader.returncode == 0  # waits are divided by the pace
+    assert int(output) == 0
 
 
 def test_a_program_whose_keeper_is_gone_does_not_start(library: Path, tmp_path: Path) -> None:
