@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -64,9 +65,10 @@ class Database:
     the connection and compute, and return plain values: a cursor that outlives its transaction is useless.
     """
 
-    def __init__(self, path: Path | None, reader: _Lane, writer: _Lane) -> None:
+    def __init__(self, path: Path | None, *, reader: _Lane, bulk: _Lane, writer: _Lane) -> None:
         self._path = path
         self._reader = reader
+        self._bulk = bulk
         self._writer = writer
 
     @classmethod
@@ -88,15 +90,18 @@ class Database:
         if path is None:
             memory = _Lane(open_memory(), threaded=False)
             await memory.run(partial(_migrate, schemas=schemas))
-            return cls(None, memory, memory)
-        reader, writer = await anyio.to_thread.run_sync(_open_pair, path, schemas)
-        return cls(path, _Lane(reader, threaded=True), _Lane(writer, threaded=True))
+            return cls(None, reader=memory, bulk=memory, writer=memory)
+        connections = await anyio.to_thread.run_sync(_open_three, path, schemas)
+        reader, bulk, writer = (_Lane(each, threaded=True) for each in connections)
+        return cls(path, reader=reader, bulk=bulk, writer=writer)
 
-    async def read(self, fn: Callable[[apsw.Connection], T]) -> T:
+    async def read(self, fn: Callable[[apsw.Connection], T], *, bulk: bool = False) -> T:
         """Run `fn` on one unchanging state of the database, beside any write that is going on.
 
         Args:
             fn: queries; its attempt to write is an error.
+            bulk: whether it is one of many, such as the chunks of a file for others: those wait for each
+                other, and a message that is shown in between does not wait for them.
 
         Returns:
             what `fn` returned.
@@ -107,7 +112,8 @@ class Database:
             Whatever `fn` raises.
         """
         with translated(self._path):
-            return await self._reader.run(partial(read_transaction, work=fn))
+            lane = self._bulk if bulk else self._reader
+            return await lane.run(partial(read_transaction, work=fn))
 
     async def write(self, fn: Callable[[apsw.Connection], T]) -> T:
         """Run `fn` in one transaction, after the writes that were asked for before it.
@@ -139,10 +145,9 @@ class Database:
             StorageError: the disk did not work at the last moment; what was written before is kept.
         """
         with anyio.CancelScope(shield=True), translated(self._path):
-            try:
-                await self._reader.run(apsw.Connection.close)
-            finally:
-                await self._writer.run(apsw.Connection.close)
+            async with AsyncExitStack() as closing:
+                for lane in (self._writer, self._bulk, self._reader):
+                    closing.push_async_callback(lane.run, apsw.Connection.close)
 
     async def __aenter__(self) -> Self:
         """Use the database for the length of a block."""
@@ -162,14 +167,14 @@ def _migrate(connection: apsw.Connection, schemas: Sequence[Schema]) -> None:
     write_transaction(connection, partial(migrate, schemas=schemas))
 
 
-def _open_pair(path: Path, schemas: Sequence[Schema]) -> tuple[apsw.Connection, apsw.Connection]:
-    """Open a connection for reading and one for writing, so that reads never wait for a commit."""
+def _open_three(path: Path, schemas: Sequence[Schema]) -> Sequence[apsw.Connection]:
+    """Open two connections for reading and one for writing, so that reads never wait for a commit."""
     create_private(path)
-    with translated(path):
-        writer = open_file(path)
-        try:
-            _migrate(writer, schemas)
-            return open_file(path), writer
-        except BaseException:  # failed or interrupted: nobody else knows of this connection
-            writer.close()
-            raise
+    with translated(path), ExitStack() as closing:
+        connections = []
+        for _ in range(3):
+            connections.append(open_file(path))
+            closing.callback(connections[-1].close)
+        _migrate(connections[-1], schemas)
+        closing.pop_all()  # else, failed or interrupted, nobody knows of them
+        return connections

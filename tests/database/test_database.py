@@ -6,6 +6,7 @@ import os
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,24 @@ async def test_a_read_goes_on_beside_a_write_and_sees_one_state(path: Path) -> N
             assert await database.read(bodies) == []
             release.set()
         assert await database.read(bodies) == ["new"]
+
+
+async def test_a_read_does_not_wait_for_reads_in_bulk(path: Path) -> None:
+    inside, release = threading.Event(), threading.Event()
+
+    def slow(_: apsw.Connection) -> None:
+        inside.set()
+        assert release.wait(20)
+
+    async with await Database.open(path, [NOTES]) as database:
+        await database.write(add("kept"))
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(database.read, slow, bulk=True))
+            group.start_soon(partial(database.read, slow, bulk=True))
+            await anyio.to_thread.run_sync(inside.wait)
+            assert await database.read(bodies) == ["kept"]
+            release.set()
+        assert await database.read(bodies, bulk=True) == ["kept"]
 
 
 async def test_a_cancelled_write_that_began_is_finished(path: Path) -> None:
