@@ -237,13 +237,20 @@ class Channel:
             await self._arrival.wait()
         return self._arrived.pop(next(iter(self._arrived)))
 
-    async def aclose(self) -> None:
-        """End the channel: send what is queued and may be sent, say goodbye, close the connection.
+    def close(self) -> None:
+        """Begin to end the channel: `run` sends what is queued and may be sent, and says goodbye.
 
-        Takes at most `goodbye_timeout` seconds; cancelled, it closes at once.
+        It takes `run` at most `goodbye_timeout` seconds. Whoever uses the channel meets its end at once.
         """
         self._machine.close()
         self._end(ClosedError("this side closed the channel"))
+
+    async def aclose(self) -> None:
+        """End the channel as `close` does, and wait until its connection is closed.
+
+        Cancelled, it closes at once.
+        """
+        self.close()
         if self._scope is None:
             await self._dispose()
             return

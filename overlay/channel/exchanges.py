@@ -175,8 +175,11 @@ class Incoming:
 
     @property
     def grant_due(self) -> bool:
-        """Whether enough is owed to be worth a frame; kept back, it never keeps a longest message waiting."""
-        return self._owed > (self.window - _MAX_COST) // 2
+        """Whether enough is owed to be worth a record, which costs both sides as much as a chunk of 32 KiB.
+
+        Half a window; but what is kept back never keeps a longest message waiting.
+        """
+        return self._owed > min(self.window // 2, self.window - _MAX_COST)
 
     def grant(self) -> int:
         """Give the credit that is owed."""

@@ -181,6 +181,11 @@ class ChannelMachine:
         outgoing = self._live(exchange).outgoing
         return outgoing.queued < min(outgoing.credit, self.limits.send_queue)
 
+    def has_queued(self, exchange: int) -> bool:
+        """Tell whether messages wait here that may still be sent."""
+        state = self._exchanges.get(exchange)
+        return state is not None and bool(state.outgoing)
+
     def send(self, exchange: int, message: bytes) -> None:
         """Queue a whole message; callers who keep memory bounded ask `has_room` first.
 

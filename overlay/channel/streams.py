@@ -129,8 +129,48 @@ class Exchange:
             await self._shared.progress.wait()  # a checkpoint itself
             while not self._has_room():
                 await self._shared.progress.wait()
-        self._shared.machine.send(self._number, message)
-        self._shared.outgoing.notify()
+        self._queue(message)
+
+    @property
+    def channel(self) -> int:
+        """A number that all exchanges of one channel have, and while it lives those of no other."""
+        return id(self._shared)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `send` would queue a message at once.
+
+        Raises:
+            ClosedError: as for `send`.
+        """
+        return self._has_room()
+
+    async def wait_for_room(self) -> None:
+        """Wait until `has_room`, which may be over again as soon as anything else is awaited.
+
+        Raises:
+            ClosedError: as for `send`.
+        """
+        await checkpoint_if_cancelled()
+        while not self._has_room():
+            await self._shared.progress.wait()
+
+    async def wait_until_sent(self) -> None:
+        """Wait until nothing is queued here: all is with the connection, or the exchange has ended."""
+        await checkpoint_if_cancelled()
+        while self._inbox.error is None and self._shared.machine.has_queued(self._number):
+            await self._shared.progress.wait()
+
+    def send_nowait(self, message: bytes) -> bool:
+        """Queue a message if there is room for it; tells whether there was.
+
+        Raises:
+            MalformedError, ClosedError: as for `send`.
+        """
+        if not self._has_room():
+            return False
+        self._queue(message)
+        return True
 
     async def receive(self) -> bytes:
         """Wait for the next message; a cancelled wait loses none.
@@ -145,12 +185,18 @@ class Exchange:
         """
         inbox = self._inbox
         await checkpoint_if_cancelled()
-        while not inbox.messages:
+        while (message := self.receive_nowait()) is None:
             if inbox.complete:
                 raise anyio.EndOfStream
             inbox.check()
             await inbox.readable.wait()
-        message = inbox.messages.popleft()
+        return message
+
+    def receive_nowait(self) -> bytes | None:
+        """Take the next message if there is one here; None says nothing of what may still come."""
+        if not self._inbox.messages:
+            return None
+        message = self._inbox.messages.popleft()
         if self._shared.machine.consumed(self._number, len(message)):
             self._shared.outgoing.notify()
         return message
@@ -178,6 +224,10 @@ class Exchange:
             self._shared.outgoing.notify()
             self._shared.progress.notify()
         await checkpoint()
+
+    def _queue(self, message: bytes) -> None:
+        self._shared.machine.send(self._number, message)
+        self._shared.outgoing.notify()
 
     def _has_room(self) -> bool:
         self._inbox.check()

@@ -19,6 +19,7 @@ from overlay.channel.driver import (
     initiate,
     respond,
 )
+from overlay.channel.exchanges import INITIAL_WINDOW
 from overlay.channel.machine import DEFAULT_LIMITS, MAX_REMOTE_EXCHANGES
 from overlay.connection import Connection, Properties, StreamConnection
 from overlay.errors import (
@@ -361,6 +362,83 @@ async def test_much_more_than_the_windows_flows_both_ways_at_once() -> None:
                 tasks.start_soon(receive, exchange)
 
 
+async def test_what_needs_no_waiting_is_sent_and_received_without() -> None:
+    async with talking() as talk:
+        mine, theirs = await talk.exchange()
+        assert theirs.receive_nowait() is None
+        sent = 0
+        while mine.send_nowait(bytes(10_000)):
+            sent += 1
+        assert 10 <= sent < 20
+        await anyio.wait_all_tasks_blocked()
+        received = 0
+        while (message := theirs.receive_nowait()) is not None:
+            assert message == bytes(10_000)
+            received += 1
+        assert received == sent - (sent * 10_064 > INITIAL_WINDOW)
+        await anyio.wait_all_tasks_blocked()
+        assert mine.send_nowait(b"credit was given back")
+        await mine.aclose()
+        with pytest.raises(ClosedError):
+            mine.send_nowait(b"")
+
+
+async def fill(exchange: Exchange) -> int:
+    """Send what may be sent to somebody who does not read; tell how many messages that was."""
+    sent = 0
+    while exchange.has_room:
+        assert exchange.send_nowait(bytes(10_000))
+        sent += 1
+        await anyio.wait_all_tasks_blocked()
+    return sent
+
+
+async def test_a_sender_can_wait_for_room_and_until_nothing_is_queued() -> None:
+    async with talking() as talk:
+        mine, theirs = await talk.exchange()
+        await mine.wait_for_room()
+        await mine.wait_until_sent()
+        sent = await fill(mine)
+
+        async def read() -> None:
+            for _ in range(sent):
+                await theirs.receive()
+
+        for wait in (mine.wait_for_room, mine.wait_until_sent):
+            sent += await fill(mine)
+            assert (await outcome(wait, read)).error is None
+            sent = 0
+        assert mine.has_room
+        assert not talk.one._machine.has_queued(mine._number)
+
+
+@pytest.mark.parametrize("end", ["reset", "channel", "both finished", "both finished, channel"])
+async def test_nobody_waits_for_what_will_not_be_sent(end: str) -> None:
+    async with talking() as talk:
+        mine, theirs = await talk.exchange()
+        await fill(mine)
+
+        async def finish() -> None:
+            if end.startswith("both finished"):
+                await mine.finish()
+                await theirs.finish()
+                await anyio.wait_all_tasks_blocked()
+                await (talk.one if end.endswith("channel") else talk.two).aclose()
+            else:
+                await (theirs if end == "reset" else talk.one).aclose()
+
+        with anyio.fail_after(5):
+            assert (await outcome(mine.wait_until_sent, finish)).error is None
+        with pytest.raises(ClosedError):
+            await mine.wait_for_room()
+
+
+async def test_exchanges_tell_whether_they_are_of_one_channel() -> None:
+    async with talking() as talk, talking() as other:
+        first, second, third = [(await each.exchange())[1] for each in (talk, talk, other)]
+        assert first.channel == second.channel != third.channel
+
+
 async def test_a_sender_waits_for_a_receiver_that_does_not_read() -> None:
     async with talking() as talk:
         mine, theirs = await talk.exchange()
@@ -589,6 +667,29 @@ async def test_a_channel_that_never_ran_can_be_closed_and_then_does_not_run() ->
         await channel.wait_closed()
     assert ends.one.closed
     assert ends.two.closed
+
+
+async def test_close_returns_at_once_and_the_goodbye_is_said_all_the_same() -> None:
+    async with talking() as talk:
+        mine = await talk.one.open()
+        await mine.send(b"last words")
+        await mine.finish()
+        talk.one.close()
+        with pytest.raises(ClosedError):
+            await talk.one.open()
+        assert await (await talk.two.accept()).receive() == b"last words"
+        await talk.two.wait_closed()
+        await talk.one.wait_closed()
+        assert not talk.two.lost
+
+
+async def test_a_channel_that_was_closed_before_it_runs_says_goodbye() -> None:
+    one, two = await shake(pipes())
+    one.close()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.run)
+        tasks.start_soon(two.run)
+    assert not two.lost
 
 
 async def test_closing_twice_is_closing_once() -> None:

@@ -410,6 +410,20 @@ def test_a_stream_never_stalls_while_the_receiver_takes_messages(size: int) -> N
     assert both.one._exchanges[number].outgoing.queued == 0
 
 
+def test_credit_for_chunks_is_gathered_as_long_as_a_longest_message_can_be_sent() -> None:
+    both = pair()
+    number = both.one.open()
+    credit = []
+    for _ in range(12):  # window: 4 chunks, after them 8
+        both.one.send(number, bytes(32_768))
+        found = messages(both.settle()[1])[number]
+        credit.append([both.two.consumed(number, len(message)) for message in found])
+        both.settle()
+        assert both.one._exchanges[number].outgoing.credit >= MAX_MESSAGE_BYTES + MESSAGE_COST
+    due = [number for number, told in enumerate(credit, start=1) if told == [True]]
+    assert due == [2, 4, 8, 12]
+
+
 def test_windows_grow_while_the_receiver_keeps_up_and_no_further_than_they_may() -> None:
     limits = ChannelLimits(max_window=512 * 1024, channel_window=64 * INITIAL_WINDOW + 640 * 1024)
     both = pair(limits)
@@ -563,7 +577,7 @@ def test_a_peer_that_opens_and_resets_without_reading_fills_nothing() -> None:
 def test_credit_for_a_peer_that_does_not_read_is_one_frame() -> None:
     peer = Scripted()
     peer.say(opening())
-    for _ in range(15):
+    for _ in range(30):
         for message in messages(peer.say(data(1, bytes(4_000))))[1]:
             peer.machine.consumed(1, len(message))
     assert peer.hear() == [(FrameType.CREDIT, 1, 4)]
