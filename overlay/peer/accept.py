@@ -7,14 +7,16 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 
 from overlay.channel.driver import Exchange
 from overlay.errors import ClosedError, NotFoundError, OverlayError, RefusedError
 from overlay.identity import NodeIdentifier
+from overlay.peer.limits import Limiter
 from overlay.peer.messages import MAX_PART_BYTES, Answer, Request
-from overlay.peer.places import Places
+from overlay.peer.places import Place, Places
 from overlay.wire.codec import decode, encode
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,12 @@ MAX_LATE_OF_NODE = 16
 """Of those, the ones of one node: none can take up all places."""
 
 MAX_STREAMS = 128
-"""Answers with parts that are sent at once, about 256 KiB for each with what is queued."""
+"""Answers with parts that are sent at once, about 256 KiB for each with what is queued. The others wait, and
+hold nothing meanwhile."""
+
+MAX_STREAMS_OF_CHANNEL = 8
+"""Of those, the ones of one channel: enough that its connection never waits for a disk. Who wants all places
+needs 16 channels."""
 
 LINGER_TIMEOUT = 30.0
 """Seconds that the caller has to finish its side after it was answered."""
@@ -53,6 +60,11 @@ class Delivery:
     kind: str
     body: bytes
     _exchange: Exchange | None = field(default=None, repr=False)
+
+    @property
+    def channel(self) -> int | None:
+        """What came over one channel has one number here; None for what came otherwise, without parts."""
+        return None if self._exchange is None else self._exchange.channel
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
         """The parts that follow the request, as they come.
@@ -75,10 +87,21 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer that goes on after its body: `parts` are sent one by one, each at most 64 KiB."""
+    """An answer that goes on after its body.
+
+    Attributes:
+        body: at most `MAX_BODY_BYTES`.
+        parts: are sent one by one, each at most 64 KiB.
+        together: so many of them are made at once: the generator holds others but after each so many.
+        count: how many there are; None where that is not known before the last.
+        up: limits their bytes.
+    """
 
     body: bytes = b""
     parts: AsyncGenerator[bytes, None] | None = None
+    together: int = 1
+    count: int | None = None
+    up: Limiter | None = None
 
 
 Receiver = Callable[[Delivery], Awaitable[Reply | bytes | None]]
@@ -105,7 +128,7 @@ class Accept:
         self._receivers: dict[str, _Registration] = {}
         self._reply_later = reply_later
         self._late: Counter[NodeIdentifier] = Counter()
-        self._streams = Places(MAX_STREAMS)
+        self._streams = Places(MAX_STREAMS, each=MAX_STREAMS_OF_CHANNEL, patience=PART_TIMEOUT)
 
     def register(self, kind: str, receiver: Receiver, *, anonymous: bool = False) -> None:
         """Give all requests of `kind` to `receiver`; a kind has one receiver.
@@ -162,16 +185,19 @@ class Accept:
         else:
             await _send(exchange, encode(Answer(body=reply.body)))
             if reply.parts is not None:
-                await self._send_parts(exchange, reply.parts)
+                await self._send_parts(exchange, reply, reply.parts)
         await exchange.finish()
         await _drain(exchange)
 
-    async def _send_parts(self, exchange: Exchange, parts: AsyncGenerator[bytes, None]) -> None:
+    async def _send_parts(self, exchange: Exchange, reply: Reply, parts: AsyncGenerator[bytes, None]) -> None:
+        """Send parts in turns, each with a place; between them nothing is made and nothing is queued."""
         async with aclosing(parts):
-            with self._streams.take() as moved:
-                async for part in parts:
-                    await _send(exchange, part)
-                    moved()
+            stream, over = _Stream(exchange, reply, parts), False
+            while not over:
+                with anyio.fail_after(PART_TIMEOUT):
+                    await exchange.wait_for_room()
+                async with self._streams.take(exchange.channel) as place:
+                    over = await stream.send_some(place)
 
     async def _answer_later(
         self, exchange: Exchange, sender: NodeIdentifier | None, request: Request, correlation: bytes
@@ -200,6 +226,50 @@ class Accept:
             return Answer.of_error(error)
 
 
+class _Stream:
+    """The parts of one answer on their way out."""
+
+    def __init__(self, exchange: Exchange, reply: Reply, parts: AsyncGenerator[bytes, None]) -> None:
+        self._exchange = exchange
+        self._reply = reply
+        self._parts = parts
+        self._up = reply.up or Limiter()
+        self._sent = 0
+
+    async def send_some(self, place: Place) -> bool:
+        """Send until all is sent or others want the place, and nothing is queued; tell whether it was all."""
+        over = await self._send_those_made_together(place)
+        while not over and not place.wanted:
+            over = await self._send_those_made_together(place)
+        if over:
+            await self._exchange.finish()
+        with place.standing_still(), anyio.fail_after(PART_TIMEOUT):
+            await self._exchange.wait_until_sent()
+        return over
+
+    async def _send_those_made_together(self, place: Place) -> bool:
+        for _ in range(self._reply.together):
+            part = None if self._sent == self._reply.count else await anext(self._parts, None)
+            if part is None:
+                return True
+            await self._send(part, place)
+            self._sent += 1
+        return self._sent == self._reply.count
+
+    async def _send(self, part: bytes, place: Place) -> None:
+        """Send, unless the caller reads nothing: then what waits here would wait for ever.
+
+        The limit comes last, so that nothing counts but what goes out.
+        """
+        send = partial(self._exchange.send_nowait, part)
+        while True:
+            if not self._exchange.has_room:
+                with place.standing_still(), anyio.fail_after(PART_TIMEOUT):
+                    await self._exchange.wait_for_room()
+            if await self._up.pass_on(len(part), self._exchange.channel, send):
+                return
+
+
 def _no_late_answer(sender: NodeIdentifier | None) -> RefusedError:
     if sender is None:
         return RefusedError("an answer over another connection needs to know who asks")
@@ -213,8 +283,9 @@ async def _read_request(exchange: Exchange) -> Request:
 
 async def _send(exchange: Exchange, message: bytes) -> None:
     """Send, unless the caller reads nothing: then what waits here would wait for ever."""
-    with anyio.fail_after(PART_TIMEOUT):
-        await exchange.send(message)
+    if not exchange.send_nowait(message):
+        with anyio.fail_after(PART_TIMEOUT):
+            await exchange.send(message)
 
 
 async def _drain(exchange: Exchange) -> None:

@@ -3,7 +3,7 @@
 Opening an onion circuit costs seconds, so channels are kept and shared. A *lane* says what may share one:
 interactive requests, bulk transfers (which get circuits of their own, so that they never delay a message),
 and anonymous requests, in which this node does not show its identifier and which share a channel with
-nothing that does.
+nothing that does. What a node does on those is not noted: see `overlay.peer.reputation`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class ChannelPool:
         secret: this node's keys.
         layer: where connections come from.
         locators: where nodes are found; learns the record that each peer shows.
-        reputation: notes who was reachable and who broke the protocol.
+        reputation: notes who was reachable and who broke the protocol, but not on anonymous channels.
         accept: serves the exchanges that peers open.
         entropy: random bytes.
         clock: seconds since 1970.
@@ -206,7 +206,8 @@ class ChannelPool:
         """Open an anonymous channel that nothing else shares, for the length of a block.
 
         It has an isolation token of its own, so that over Tor it is a circuit of its own: neither the network
-        nor `node` can link it to other channels by how it was opened. It ends with the block.
+        nor `node` can link it to other channels by how it was opened. It ends with the block; its goodbye,
+        which takes a round trip, is said while the caller goes on.
 
         Raises:
             ClosedError: this node does not run.
@@ -214,19 +215,13 @@ class ChannelPool:
         """
         if self._group is None:
             raise ClosedError("this node does not run")
-        try:
-            found = await self._dialler.dial(node, anonymous=True)
-        except OverlayError as error:
-            self._blame(node, error)
-            raise
-        self._reputation.note(node, "answered", self._clock())
+        found = await self._dialler.dial(node, anonymous=True)
         link = Link(found.channel, found.network, found.locator)
         self._group.start_soon(self._serve_dialled, link, node, Lane.ANONYMOUS)
         try:
             yield found.channel
         finally:
-            with anyio.CancelScope(shield=True):
-                await found.channel.aclose()
+            found.channel.close()
 
     def _warm(self, node: NodeIdentifier, lane: Lane) -> Link | None:
         for link in self._links.ended(node, lane):
@@ -248,14 +243,15 @@ class ChannelPool:
         try:
             found = await self._dialler.dial(node, anonymous=lane is Lane.ANONYMOUS)
             dial.channel = found.channel
-            self._reputation.note(node, "answered", self._clock())  # who only calls here earns nothing by it
+            if lane is not Lane.ANONYMOUS:  # and who only calls here earns nothing by it
+                self._reputation.note(node, "answered", self._clock())
             self._adopt(Link(found.channel, found.network, found.locator), node, lane)
         except OverlayError as error:
             dial.error = error
         finally:
             del self._dials[node, lane]
             dial.done.set()
-        if dial.error is not None:
+        if dial.error is not None and lane is not Lane.ANONYMOUS:
             self._blame(node, dial.error)
 
     def _blame(self, node: NodeIdentifier, error: OverlayError) -> None:
@@ -358,12 +354,11 @@ class ChannelPool:
             except ClosedError:
                 return
             except ProtocolViolationError:
-                if sender is not None:
+                if sender is not None and lane is not Lane.ANONYMOUS:
                     self._reputation.note(sender, "violation", self._clock())
                 return
             if lane is Lane.ANONYMOUS and node is not None:
                 # Whatever the answer to a question asked back: it could show who is at this end.
-                self._reputation.note(node, "violation", self._clock())
                 await channel.aclose()
                 return
             try:

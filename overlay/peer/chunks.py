@@ -7,13 +7,14 @@ has a reference has the right to the chunk, and nobody needs to learn who reads 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Protocol
 
 from overlay.channel.driver import Channel
-from overlay.errors import MalformedError, UnreachableError, VerificationError
+from overlay.errors import MalformedError, NotFoundError, UnreachableError, VerificationError
 from overlay.identity import NodeIdentifier
 from overlay.peer.accept import Accept, Delivery, Reply
 from overlay.peer.limits import Limiter
@@ -21,20 +22,30 @@ from overlay.peer.links import Lane
 from overlay.peer.places import Places
 from overlay.peer.pull import Pull
 from overlay.peer.push import Push
-from overlay.peer.reputation import ReputationManager
 from overlay.peer.storage import StorageManager
 from overlay.units.eris import chunk_reference, valid_chunk_size
 
 STORE = "chunks.store"
 FETCH = "chunks.fetch"
+UNFOLD = "chunks.unfold"
 
 BATCH_CHUNKS = 64
 """Chunks that one request stores or fetches: 2 MiB of the large size, some seconds over a slow circuit."""
 
 REFERENCE_BYTES = 32
 
+MAX_UNFOLDED = 8
+"""Chunks of a tree that can be asked for by their number: with the large size the nodes of 112 MiB. Of longer
+content the rest is fetched beside the first leaves."""
+
 MAX_STORES = 16
 """Requests whose chunks are gathered here at once, up to 2 MiB for each."""
+
+MAX_STORES_OF_CHANNEL = 4
+"""Of those, the ones of one channel."""
+
+STORE_PATIENCE = 20.0
+"""Seconds that a request to store waits here until others are done: 2 MiB take less over most circuits."""
 
 _READ_CHUNKS = 4
 """Chunks read at once: a caller who takes nothing holds up no more than these."""
@@ -46,12 +57,28 @@ Take = Callable[[bytes, bytes], Awaitable[None]]
 """Given a reference and its chunk."""
 
 
-class ChunkSource(Protocol):
-    """Something else that has chunks for others, beside what is stored here."""
+Unfold = Callable[[bytes, int], Awaitable[bytes | None]]
+"""Given the reference of a root and a number: gives that chunk of its tree, leaves left out, in the order in
+which they are met from the top down and from the left; None where it is not known."""
+
+
+class Lookup(Protocol):
+    """What a source knows of the chunks of one request."""
 
     async def get(self, references: Sequence[bytes]) -> Sequence[bytes | None]:
         """Give for each reference its chunk, or None; each chunk given fits its reference."""
         ...
+
+
+class ChunkSource(Lookup, Protocol):
+    """Something else that has chunks for others, beside what is stored here."""
+
+    async def look_up(self, references: Sequence[bytes]) -> Lookup:  # noqa: ARG002 - for those that do
+        """Prepare for all chunks of a request, which are then got a few at a time, so that none is held yet.
+
+        That pays where finding many at once costs less than finding a few several times.
+        """
+        return self
 
 
 class Chunks:
@@ -60,11 +87,11 @@ class Chunks:
     Args:
         push, pull, accept: blocks of this node.
         storage: where chunks of others are kept here.
-        reputation: notes who served, and who lied.
         clock: seconds since 1970.
 
     Attributes:
         sources: asked in turn, when somebody fetches, for chunks that are not in `storage`.
+        unfolding: asked in turn, when somebody asks for a chunk of a tree by its number.
         up: limits the bytes of chunks that others get from here, fetched by them or stored at them.
         down: limits the bytes of chunks that this node fetches.
     """
@@ -76,20 +103,20 @@ class Chunks:
         pull: Pull,
         accept: Accept,
         storage: StorageManager,
-        reputation: ReputationManager,
         clock: Callable[[], float],
     ) -> None:
         self._push = push
         self._pull = pull
         self._storage = storage
-        self._reputation = reputation
         self._clock = clock
-        self._stores = Places(MAX_STORES)
+        self._stores = Places(MAX_STORES, each=MAX_STORES_OF_CHANNEL, patience=STORE_PATIENCE)
         self.sources: list[ChunkSource] = []
+        self.unfolding: list[Unfold] = []
         self.up = Limiter()
         self.down = Limiter()
         accept.register(STORE, self._receive_store)
         accept.register(FETCH, self._receive_fetch, anonymous=True)
+        accept.register(UNFOLD, self._receive_unfold, anonymous=True)
 
     async def store(self, node: NodeIdentifier, chunks: Sequence[bytes]) -> None:
         """Have `node` keep at most `BATCH_CHUNKS` chunks; when this returns they are on its disk.
@@ -102,7 +129,8 @@ class Chunks:
         if len(chunks) > BATCH_CHUNKS:
             raise MalformedError(f"at most {BATCH_CHUNKS} chunks are stored at once")
         # Before anything is asked: the node has to answer soon after the request was begun.
-        await self.up.pass_on(sum(map(len, chunks)))
+        for chunk in chunks:
+            await self.up.pass_on(len(chunk), node)
         await self._push(node, STORE, lane=Lane.BULK, parts=partial(_each, chunks))
 
     async def fetch(self, node: NodeIdentifier, references: Sequence[bytes]) -> dict[bytes, bytes]:
@@ -112,7 +140,7 @@ class Chunks:
             those that it has, by reference, verified.
 
         Raises:
-            VerificationError: it sent a chunk that does not fit; its reputation has suffered for it.
+            VerificationError: it sent a chunk that does not fit.
             RefusedError, UnreachableError, NotFoundError: see `Pull`.
             MalformedError: too many at once.
         """
@@ -128,23 +156,19 @@ class Chunks:
             return found
 
         body = _fetch_body(references)
-        with self._judging(node):
-            return await self._pull.parts(node, FETCH, body, consume, lane=Lane.ANONYMOUS)
+        return await self._pull.parts(node, FETCH, body, consume, lane=Lane.ANONYMOUS)
 
-    async def fetch_over(
-        self, channel: Channel, node: NodeIdentifier, references: Sequence[bytes], take: Take
-    ) -> None:
-        """Ask as `fetch` does, over one channel to `node`, and hand on each chunk as soon as it is here.
+    async def fetch_over(self, channel: Channel, references: Sequence[bytes], take: Take) -> None:
+        """Ask as `fetch` does, over one channel to a node, and hand on each chunk as soon as it is here.
 
         Args:
             channel: a circuit; see `ChannelPool.circuit`.
-            node: whose reputation it is.
             references: at most `BATCH_CHUNKS`.
             take: awaited for each chunk that the node says it has. It verifies the chunk, and raises
                 `VerificationError` where that fails; what it raises ends the request.
 
         Raises:
-            VerificationError: the node sent a chunk that does not fit; its reputation has suffered for it.
+            VerificationError: the node sent a chunk that does not fit, or too many.
             UnreachableError: the channel ended, or the node stopped, before it had answered for every chunk.
             RefusedError, NotFoundError: the node's answer.
             MalformedError: too many at once.
@@ -156,34 +180,53 @@ class Chunks:
                     await self.down.pass_on(len(chunk))
                     await take(reference, chunk)
 
-        with self._judging(node):
-            await self._pull.parts_over(channel, FETCH, _fetch_body(references), consume)
+        await self._pull.parts_over(channel, FETCH, _fetch_body(references), consume)
 
-    @contextmanager
-    def _judging(self, node: NodeIdentifier) -> Iterator[None]:
-        """Note what a request shows of a node.
+    async def unfold_over(self, channel: Channel, root: bytes, number: int) -> bytes:
+        """Ask for a chunk whose reference is not known yet: that saves waiting for the chunk that names it.
+
+        Args:
+            channel: as for `fetch_over`.
+            root: reference of the root of a tree.
+            number: of the chunk in that tree, see `Unfold`; above 0 and below `MAX_UNFOLDED`.
+
+        Returns:
+            what the node says it is. Nothing was verified: that needs the chunks above it.
 
         Raises:
-            VerificationError: that of the block.
+            NotFoundError: the node does not know; it may have the chunk all the same.
+            VerificationError: it sent something that is no chunk, or several.
+            UnreachableError: the channel ended, or the node stopped, before it had answered.
+            RefusedError: the node's answer.
         """
-        try:
-            yield
-        except VerificationError:
-            self._reputation.note(node, "lied", self._clock())
-            raise
-        self._reputation.note(node, "served", self._clock())
+
+        async def consume(parts: AsyncIterator[bytes]) -> bytes:
+            chunk = b""
+            async for part in parts:
+                if chunk or not valid_chunk_size(len(part)):
+                    raise VerificationError(_WRONG_CHUNK)
+                chunk = part
+            if not chunk:
+                raise VerificationError(_WRONG_CHUNK)
+            await self.down.pass_on(len(chunk))
+            return chunk
+
+        return await self._pull.parts_over(channel, UNFOLD, root + bytes((number,)), consume)
 
     async def _receive_store(self, delivery: Delivery) -> None:
         chunks: list[bytes] = []
-        with self._stores.take() as moved:
+        async with self._stores.take(delivery.channel) as place:
             async with aclosing(delivery.parts()) as parts:
-                async for part in parts:
+                while True:
+                    with place.standing_still():
+                        part = await anext(parts, None)
+                    if part is None:
+                        break
                     if len(chunks) == BATCH_CHUNKS or not valid_chunk_size(len(part)):
                         raise MalformedError(
                             f"at most {BATCH_CHUNKS} chunks of a valid size are stored at once"
                         )
                     chunks.append(part)
-                    moved()
             await self._storage.put(chunks, now=self._clock())
 
     async def _receive_fetch(self, delivery: Delivery) -> Reply:
@@ -191,24 +234,69 @@ class Chunks:
         if size % REFERENCE_BYTES or not 0 < size <= BATCH_CHUNKS * REFERENCE_BYTES:
             raise MalformedError("a request for chunks lists 1 to 64 references of 32 bytes")
         references = [delivery.body[i : i + REFERENCE_BYTES] for i in range(0, size, REFERENCE_BYTES)]
-        return Reply(parts=self._found(references))
+        return Reply(parts=self._found(references), together=_READ_CHUNKS, count=len(references), up=self.up)
+
+    async def _receive_unfold(self, delivery: Delivery) -> Reply:
+        root, number = delivery.body[:REFERENCE_BYTES], delivery.body[REFERENCE_BYTES:]
+        if len(number) != 1 or not 0 < number[0] < MAX_UNFOLDED:
+            raise MalformedError(
+                "a chunk of a tree is named by the reference of its root and a number of 1 to 7"
+            )
+        # Found again in its turn: were it held until then, nothing would bound how many are.
+        await self._unfold(root, number[0])
+        return Reply(parts=self._unfolded(root, number[0]), count=1, up=self.up)
+
+    async def _unfolded(self, root: bytes, number: int) -> AsyncGenerator[bytes, None]:
+        yield await self._unfold(root, number)
+
+    async def _unfold(self, root: bytes, number: int) -> bytes:
+        for unfold in self.unfolding:
+            chunk = await unfold(root, number)
+            if chunk is not None:
+                return chunk
+        raise NotFoundError("this node does not know that tree")
 
     async def _found(self, references: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
+        lookups = await self._look_up(references)
         for start in range(0, len(references), _READ_CHUNKS):
-            for chunk in await self._look_up(references[start : start + _READ_CHUNKS]):
-                await self.up.pass_on(len(chunk or b""))
-                yield chunk or b""
+            found = deque(await _gather(lookups, references[start : start + _READ_CHUNKS]))
+            while found:
+                yield found.popleft() or b""  # held here no more, while others have their turn
 
-    async def _look_up(self, references: Sequence[bytes]) -> list[bytes | None]:
-        found = await self._storage.get(references)
-        for source in self.sources:
-            missing = [place for place, chunk in enumerate(found) if chunk is None]
-            if not missing:
-                break
-            more = await source.get([references[place] for place in missing])
-            for place, chunk in zip(missing, more, strict=True):
-                found[place] = chunk
-        return found
+    async def _look_up(self, references: Sequence[bytes]) -> Sequence[Lookup]:
+        """Ask once for each request, not for each few chunks: every question is a step of a thread."""
+        there = await self._storage.has(references)
+        stored = {reference for reference, is_there in zip(references, there, strict=True) if is_there}
+        if all(there):
+            return [self._storage, *self.sources]
+        sources = [await source.look_up(references) for source in self.sources]
+        return [_Stored(self._storage, stored), *sources]
+
+
+class _Stored:
+    """What is stored of a request, for which the storage was looked through already."""
+
+    def __init__(self, storage: StorageManager, stored: Container[bytes]) -> None:
+        self._storage = storage
+        self._stored = stored
+
+    async def get(self, references: Sequence[bytes]) -> Sequence[bytes | None]:
+        if not any(reference in self._stored for reference in references):
+            return [None] * len(references)
+        return await self._storage.get(references)
+
+
+async def _gather(lookups: Sequence[Lookup], references: Sequence[bytes]) -> Sequence[bytes | None]:
+    """Ask each in turn for what those before it do not have."""
+    found: list[bytes | None] = [None] * len(references)
+    for lookup in lookups:
+        missing = [place for place, chunk in enumerate(found) if chunk is None]
+        if not missing:
+            break
+        more = await lookup.get([references[place] for place in missing])
+        for place, chunk in zip(missing, more, strict=True):
+            found[place] = chunk
+    return found
 
 
 async def _in_order(

@@ -183,7 +183,7 @@ class Dialler:
             raise trouble.error from None
 
     async def _attempts(self, node: NodeIdentifier, trouble: _Trouble, *, anonymous: bool) -> Dialled:
-        record = await self._locators.resolve(node)
+        record = await self._locators.resolve(node, anonymous=anonymous)
         tokens: dict[str, bytes] = {}
         for attempt in range(DIAL_ATTEMPTS):
             runs = self._prepare(record, attempt, tokens if anonymous else None)
@@ -199,7 +199,7 @@ class Dialler:
             if not trouble.again or attempt + 1 == DIAL_ATTEMPTS:
                 break
             await anyio.sleep(DIAL_PAUSE * (1 << attempt) * (1 + self._entropy(1)[0] / 255))
-            record = await self._locators.refresh(node)
+            record = await self._locators.refresh(node, anonymous=anonymous)
         raise trouble.error
 
     # --- what to try

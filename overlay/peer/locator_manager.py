@@ -3,11 +3,17 @@
 It signs and renews this node's own record, keeps the newest record of each node that was heard of, and asks
 a model (`resolvers`) about nodes that it does not know. An expired record is never passed on; its locators
 are still tried, since a handshake proves who answers anyway.
+
+Dials that do not show who dials must leave no trace in what this node does under its name, and the other way
+round: whoever made up a node for one reader, or told each node another address of it, would recognise who it
+was. So records that came with what is fetched are only *lent* to such dials: they are never kept, told to
+anybody or chosen, and as long as one is lent, no other of that node is used but what the model says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import apsw
@@ -46,6 +52,12 @@ class _Own:
     roles: tuple[str, ...]
 
 
+@dataclass(slots=True)
+class _Lent:
+    record: LocatorRecord
+    borrowers: int = 0
+
+
 class LocatorManager:
     """Keeps locator records. `load` once before use.
 
@@ -76,6 +88,7 @@ class LocatorManager:
         self._database = database
         self._clock = clock
         self._records: dict[NodeIdentifier, LocatorRecord] = {}
+        self._lent: dict[NodeIdentifier, _Lent] = {}
         self._own = _Own((), ())
         self._own_record: LocatorRecord | None = None
         self.resolvers: list[Resolver] = []
@@ -158,6 +171,29 @@ class LocatorManager:
         """The newest record that is here, expired or not."""
         return self._records.get(identifier)
 
+    @contextmanager
+    def lend(self, records: Iterable[LocatorRecord]) -> Iterator[None]:
+        """Let anonymous dials use records for the length of a block; nothing else hears of them.
+
+        Args:
+            records: verified, expired or not; of several of one node, also those of others who lend, the
+                newest is used.
+        """
+        given = list(records)
+        for record in given:
+            lent = self._lent.setdefault(record.identifier, _Lent(record))
+            lent.borrowers += 1
+            if record.number > lent.record.number:
+                lent.record = record
+        try:
+            yield
+        finally:
+            for record in given:
+                lent = self._lent[record.identifier]
+                lent.borrowers -= 1
+                if not lent.borrowers:
+                    del self._lent[record.identifier]
+
     def current(self) -> list[LocatorRecord]:
         """Every record of another node that has not expired: those that may be passed on."""
         now = self._clock()
@@ -167,19 +203,28 @@ class LocatorManager:
         """Those of `current` that this node may dial: another network's nodes are only passed on."""
         return [record for record in self.current() if self.leads_anywhere(record)]
 
-    async def resolve(self, identifier: NodeIdentifier) -> LocatorRecord:
+    async def resolve(self, identifier: NodeIdentifier, *, anonymous: bool = False) -> LocatorRecord:
         """Find a node's record: here if it is current, else by asking the model, else an expired one.
+
+        Args:
+            identifier: whose.
+            anonymous: for a dial that does not show who dials. Then a record that is lent is used, also this
+                node's own is found, and nothing that the model says is kept.
 
         Raises:
             NotFoundError: neither this node nor the model knows it.
         """
-        known = self._records.get(identifier)
+        known = self._at_hand(identifier, anonymous=anonymous)
         if known is not None and known.expires > self._clock():
             return known
-        return await self.refresh(identifier)
+        return await self.refresh(identifier, anonymous=anonymous)
 
-    async def refresh(self, identifier: NodeIdentifier) -> LocatorRecord:
+    async def refresh(self, identifier: NodeIdentifier, *, anonymous: bool = False) -> LocatorRecord:
         """Ask the model even though a record is here: that one did not work.
+
+        Args:
+            identifier: see `resolve`.
+            anonymous: see `resolve`.
 
         Raises:
             NotFoundError: nobody knows the node.
@@ -187,20 +232,38 @@ class LocatorManager:
         for resolver in self.resolvers:
             encoded = await resolver(identifier)
             if encoded is not None:
-                found = await self._learn_about(identifier, encoded)
+                found = await self._hear_about(identifier, encoded, anonymous=anonymous)
                 if found is not None:
                     return found
-        known = self._records.get(identifier)
+        known = self._at_hand(identifier, anonymous=anonymous)
         if known is None:
             raise NotFoundError("nobody who was asked knows where that node is reached")
         return known
 
-    async def _learn_about(self, identifier: NodeIdentifier, encoded: bytes) -> LocatorRecord | None:
+    def _at_hand(self, identifier: NodeIdentifier, *, anonymous: bool) -> LocatorRecord | None:
+        if anonymous and identifier in self._lent:
+            return self._lent[identifier].record
+        if anonymous and identifier == self._secret.identifier:
+            return self.own
+        return self._records.get(identifier)
+
+    async def _hear_about(
+        self, identifier: NodeIdentifier, encoded: bytes, *, anonymous: bool
+    ) -> LocatorRecord | None:
+        """The record that a model gives of a node; None, as for no answer, where that does not hold."""
         try:
-            record = await self.learn(encoded)
-        except (MalformedError, VerificationError):  # the model lies or is out of date: as good as no answer
+            if not anonymous:
+                record = await self.learn(encoded)
+            else:
+                record = LocatorRecord.verify(encoded, now=self._clock())
+        except (MalformedError, VerificationError):
             return None
-        return record if record.identifier == identifier else None
+        if record.identifier != identifier:
+            return None
+        lent = self._lent.get(identifier) if anonymous else None
+        if lent is not None and record.number > lent.record.number:
+            lent.record = record
+        return record
 
     def _forget_surplus(self) -> Iterable[tuple[bytes]]:
         surplus = len(self._records) - MAX_RECORDS

@@ -178,7 +178,6 @@ class Node:
             pull=self.pull,
             accept=self.accept,
             storage=self.storage,
-            reputation=self.reputation,
             clock=clock,
         )
         self._directory = self._serve_directory(database) if options.directory else None
@@ -376,6 +375,8 @@ class Node:
 
     def choose(self, count: int, *, without: Collection[NodeIdentifier] = ()) -> list[NodeIdentifier]:
         """Choose up to `count` other nodes that can be reached, those of best reputation first.
+
+        They may learn who asks: neither whom this node asked anonymously nor what came of it counts here.
 
         Among nodes whose scores are about equal chance decides, so that none gets everything.
         """

@@ -4,6 +4,10 @@ It is this node's own experience only: hearsay could be made up, since identifie
 same reason a node that is unknown counts as neutral, never as good, and what can be forged cheaply (faults
 of throw-away identifiers) can never push out what cannot (long good service).
 
+Only deeds count that a node did to this one under its name. Whatever a node does to an anonymous caller, good
+or bad, leaves no mark: a node that was made up for one link could see from being preferred, or shunned, who
+had used the link. A transfer sees for itself who is of use to it, and forgets it at its end.
+
 A score is the sum of two memories. *Performance* tells whether a node is of use now; it fades within hours,
 because nodes behind onion services come and go, and it is bounded both ways, so that no merit pays for a
 lie and no absence looks like one. *Faults* are what no honest node does; they fade within weeks.

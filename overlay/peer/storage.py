@@ -28,10 +28,25 @@ DEFAULT_QUOTA = 1 << 30
 DEFAULT_RETENTION = 30 * 24 * 3600.0
 """Seconds that a chunk is kept for others after it was last put: long enough for a holiday."""
 
+MAX_QUOTA = 1 << 40
+"""Bytes of the largest quota, 1 TiB: more was meant for something else, and one file holds all chunks."""
+
 MIB = 1 << 20
 
 _PURGE_CHUNKS = 1024
 """Chunks deleted in one transaction: 32 MiB at most, since SQLite overwrites what it deletes."""
+
+# No more of the chunks that expire first than it takes: each goes while those before it are not enough.
+_EVICT = """
+    DELETE FROM chunks WHERE rowid IN (
+        SELECT number FROM (
+            SELECT number, sum(size) OVER (ORDER BY expires, number) - size AS earlier FROM (
+                SELECT rowid AS number, size, expires FROM chunks WHERE expires IS NOT NULL
+                ORDER BY expires, rowid LIMIT ?
+            )
+        ) WHERE earlier < ?
+    )
+"""
 
 STORAGE_SCHEMA = Schema(
     "storage",
@@ -81,7 +96,7 @@ class StorageManager:
         retention: seconds that it keeps a chunk for others after the last `put` of it.
 
     Attributes:
-        quota: as given; it may be changed. Where it is lowered, what is there already stays.
+        quota: as given; `resize` changes it. Where a run has a lower one than the last, what is there stays.
     """
 
     def __init__(
@@ -133,7 +148,7 @@ class StorageManager:
             StorageError: the database is damaged, or the disk does not work.
         """
         _check_batch(references)
-        found, damaged = await self._database.read(partial(_find, references=references, own=own))
+        found, damaged = await self._database.read(partial(_find, references=references, own=own), bulk=True)
         if damaged:
             await self._database.write(partial(_delete_damaged, references=damaged))
         return found
@@ -176,6 +191,31 @@ class StorageManager:
         """
         return await self._database.read(partial(_usage, own=own))
 
+    async def resize(self, quota: int) -> int:
+        """Change the quota, and give up what is kept for others beyond it: what expires first goes first.
+
+        What is this node's own stays, also where that alone is more; nothing is taken in then. The file keeps
+        its size; the room in it is used again.
+
+        Args:
+            quota: bytes, 0 to `MAX_QUOTA`.
+
+        Returns:
+            bytes that were given up.
+
+        Raises:
+            MalformedError: no quota can be that; the old one holds on.
+            StorageError: the disk does not work; the new quota holds, and a part may have been given up.
+            After cancellation the new quota holds, and a part may have been given up.
+        """
+        if not 0 <= quota <= MAX_QUOTA:
+            raise MalformedError(f"a limit of the disk is 0 to {MAX_QUOTA} bytes, not {quota}")
+        self.quota = quota
+        evicted = 0
+        while some := await self._database.write(self._evict):
+            evicted += some
+        return evicted
+
     async def purge(self, now: float) -> int:
         """Delete what has expired. The file keeps its size; the room in it is used again.
 
@@ -196,13 +236,20 @@ class StorageManager:
             if last < _PURGE_CHUNKS:
                 return deleted
 
+    def _evict(self, connection: apsw.Connection) -> int:
+        """Delete some of what others have beyond the quota; gives its bytes, 0 when there is no more."""
+        allowed = max(0, self.quota - _usage(connection, own=True).bytes)
+        before = _usage(connection, own=False).bytes
+        connection.execute(_EVICT, (_PURGE_CHUNKS, before - allowed))
+        return before - _usage(connection, own=False).bytes
+
     def _put_own(self, connection: apsw.Connection, chunks: Sequence[bytes]) -> list[bytes]:
         before = _usage(connection, own=True).bytes
         references = _insert(connection, chunks, own=True, expires=None)
         if _usage(connection, own=True).bytes > max(before, self.quota):
             raise StorageError(
-                f"the quota of this node, {self.quota / MIB:.0f} MiB, is used up: unpin something, or raise "
-                "storage.quota_mib in config.toml"
+                f"the quota of this node, {self.quota / MIB:.0f} MiB, is used up: unpin something, or allow "
+                "more with 'overlay file limit --disk' or storage.quota_mib in config.toml"
             )
         return references
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import anyio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-from overlay.channel.driver import Channel, initiate, respond
+from overlay.channel.driver import Channel, Exchange, initiate, respond
 from overlay.connection import Connection
 from overlay.errors import (
     ClosedError,
@@ -19,13 +19,14 @@ from overlay.errors import (
     TransportUnavailableError,
     UnreachableError,
 )
-from overlay.identity import NodePublic
+from overlay.identity import NodeIdentifier, NodePublic
 from overlay.peer import accept, channels
 from overlay.peer.accept import Delivery, Reply
 from overlay.peer.forward import _INFO, _SUITE, FORWARD_KIND, MAX_FORWARDED_BYTES, _Envelope, _Sealed
 from overlay.peer.links import Lane, Link
 from overlay.peer.messages import Answer, Request
 from overlay.peer.node import Node
+from overlay.peer.places import STILL_SECONDS
 from overlay.peer.requests import converse
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
@@ -112,7 +113,8 @@ async def test_nobody_asks_back_over_the_channel_of_an_anonymous_caller(
         with anyio.fail_after(5), pytest.raises(ClosedError):
             async with await anonymous[0].open() as exchange:
                 await converse(exchange, probe, None)
-        assert alice.reputation.score(bob.identifier, alice.clock()) < 0
+        # Nor would it show later, from how he is treated.
+        assert alice.reputation.score(bob.identifier, alice.clock()) == 0
         assert await alice.pull(bob.identifier, "echo", b"!", lane=Lane.ANONYMOUS) == b"!"
 
 
@@ -203,6 +205,123 @@ async def test_a_listener_without_descriptors_is_tried_again(monkeypatch: pytest
             channel = await initiate(connection, secret=None, responder=bob.public, entropy=world.entropy)
             await channel.aclose()
             group.cancel_scope.cancel()
+
+
+async def large_parts() -> AsyncGenerator[bytes, None]:
+    """More than a queue holds."""
+    for _ in range(16):
+        yield bytes(32_768)
+
+
+async def large(_: Delivery) -> Reply:
+    return Reply(parts=large_parts())
+
+
+async def ask_and_read_nothing(channel: Channel, times: int) -> None:
+    for _ in range(times):
+        exchange = await channel.open()
+        await exchange.send(encode(Request(kind="large")))
+        await exchange.finish()
+    await anyio.sleep(1)
+
+
+async def size(parts: AsyncIterator[bytes]) -> int:
+    return sum([len(part) async for part in parts])
+
+
+@VIRTUAL
+@pytest.mark.parametrize(("places", "seconds"), [(16, 1), (8, STILL_SECONDS + 1)], ids=["free", "full"])
+async def test_who_asks_for_much_and_reads_nothing_keeps_others_out_for_a_moment_at_most(
+    monkeypatch: pytest.MonkeyPatch, places: int, seconds: float
+) -> None:
+    monkeypatch.setattr(accept, "MAX_STREAMS", places)
+    async with bob_and_alice() as (world, bob, alice), stranger(world, bob) as (_, channel):
+        bob.accept.register("large", large, anonymous=True)
+        await ask_and_read_nothing(channel, 30)
+        assert len(bob.accept._streams._held) == accept.MAX_STREAMS_OF_CHANNEL
+        with anyio.fail_after(seconds):
+            for _ in range(4):
+                assert await alice.pull.parts(bob.identifier, "large", b"", size) == 16 * 32_768
+
+
+@VIRTUAL
+async def test_answers_that_take_turns_queue_nothing_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accept, "MAX_STREAMS", accept.MAX_STREAMS_OF_CHANNEL)
+    async with bob_and_alice() as (world, bob, alice), stranger(world, bob) as (_, channel):
+        all_there = anyio.Event()
+        exchanges: list[Exchange] = []
+        handle = bob.accept.handle
+
+        async def wait_for_all(_: Delivery) -> Reply:
+            async def parts() -> AsyncGenerator[bytes, None]:
+                await all_there.wait()
+                async with aclosing(large_parts()) as found:
+                    async for part in found:
+                        yield part
+
+            return Reply(parts=parts())
+
+        async def watch(exchange: Exchange, sender: NodeIdentifier | None) -> None:
+            exchanges.append(exchange)
+            await handle(exchange, sender)
+
+        bob.accept.register("large", wait_for_all, anonymous=True)
+        monkeypatch.setattr(bob.accept, "handle", watch)
+        await ask_and_read_nothing(channel, 30)
+        all_there.set()
+        await anyio.sleep(1)
+        queued = [each for each in exchanges if each._shared.machine.has_queued(each._number)]
+        assert (len(exchanges), len(queued)) == (30, accept.MAX_STREAMS_OF_CHANNEL)
+        with anyio.fail_after(STILL_SECONDS):
+            assert await alice.pull.parts(bob.identifier, "large", b"", size) == 16 * 32_768
+
+
+@VIRTUAL
+async def test_who_takes_much_and_takes_it_leaves_places_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accept, "MAX_STREAMS", accept.MAX_STREAMS_OF_CHANNEL)
+    async with bob_and_alice() as (world, bob, alice), stranger(world, bob) as (_, channel):
+
+        async def endless(_: Delivery) -> Reply:
+            async def parts() -> AsyncGenerator[bytes, None]:
+                while True:
+                    yield bytes(32_768)
+
+            return Reply(parts=parts())
+
+        async def read_for_ever() -> None:
+            async with await channel.open() as exchange:
+                await exchange.send(encode(Request(kind="endless")))
+                await exchange.finish()
+                while await exchange.receive():
+                    pass
+
+        bob.accept.register("endless", endless, anonymous=True)
+        bob.accept.register("large", large, anonymous=True)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(accept.MAX_STREAMS_OF_CHANNEL):
+                tasks.start_soon(read_for_ever)
+            await anyio.sleep(1)
+            assert len(bob.accept._streams._held) == accept.MAX_STREAMS
+            with anyio.fail_after(STILL_SECONDS):
+                assert await alice.pull.parts(bob.identifier, "large", b"", size) == 16 * 32_768
+            tasks.cancel_scope.cancel()
+
+
+@VIRTUAL
+async def test_answers_that_wait_come_when_those_before_them_were_read() -> None:
+    async with bob_and_alice() as (_, bob, alice):
+        bob.accept.register("large", large, anonymous=True)
+        sizes: list[int] = []
+
+        async def ask() -> None:
+            sizes.append(await alice.pull.parts(bob.identifier, "large", b"", size))
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(31):
+                    tasks.start_soon(ask)
+        assert sizes == [16 * 32_768] * 31
+        assert not bob.accept._streams._held
 
 
 @VIRTUAL

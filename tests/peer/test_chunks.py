@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import anyio
 import pytest
 
+from overlay.channel.driver import Channel
 from overlay.errors import MalformedError, NotFoundError, RefusedError, UnreachableError, VerificationError
-from overlay.peer.accept import Delivery, Reply
-from overlay.peer.chunks import BATCH_CHUNKS, FETCH, STORE
+from overlay.locators import memory_locator
+from overlay.peer import dialling
+from overlay.peer.accept import MAX_STREAMS_OF_CHANNEL, Delivery, Reply
+from overlay.peer.chunks import BATCH_CHUNKS, FETCH, MAX_UNFOLDED, STORE, UNFOLD, ChunkSource
 from overlay.peer.links import Lane
 from overlay.peer.node import Node, NodeOptions
 from overlay.testing.nodes import World, introduce
@@ -43,7 +46,7 @@ def references(of: Sequence[bytes]) -> list[bytes]:
     return [chunk_reference(chunk) for chunk in of]
 
 
-def answer_fetches(liar: Node, answer: Sequence[bytes]) -> None:
+def answer_fetches(liar: Node, answer: Sequence[bytes], kind: str = FETCH) -> None:
     """Let a node answer every request for chunks with these parts, whatever was asked for."""
 
     async def parts() -> AsyncGenerator[bytes, None]:
@@ -53,8 +56,8 @@ def answer_fetches(liar: Node, answer: Sequence[bytes]) -> None:
     async def receive(_: Delivery) -> Reply:
         return Reply(parts=parts())
 
-    liar.accept._receivers.pop(FETCH)
-    liar.accept.register(FETCH, receive, anonymous=True)
+    liar.accept._receivers.pop(kind)
+    liar.accept.register(kind, receive, anonymous=True)
 
 
 async def test_what_was_stored_is_fetched_and_what_was_not_is_left_out() -> None:
@@ -109,7 +112,7 @@ async def test_what_a_node_keeps_for_itself_it_gives_to_nobody() -> None:
         assert await alice.chunks.fetch(bob.identifier, references(chunks(2))) == {}
 
 
-class Source:
+class Source(ChunkSource):
     """Has some chunks, and remembers what it was asked for."""
 
     def __init__(self, has: Sequence[bytes]) -> None:
@@ -146,6 +149,27 @@ async def test_no_source_is_asked_for_more_than_is_sent_at_once_nor_for_nothing(
         assert last.asked == []
 
 
+@pytest.mark.parametrize("fails", ["never", "always"])
+async def test_the_storage_is_asked_for_what_it_has_and_stood_in_for_where_it_fails(fails: str) -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        shared, stored = chunks(10), chunks(2, seed=2)
+        await bob.storage.put(stored, now=bob.clock())
+        asked: list[list[bytes]] = []
+        get_stored = bob.storage.get
+
+        async def watch(references: Sequence[bytes], *, own: bool = False) -> list[bytes | None]:
+            asked.append(list(references))
+            return [None] * len(references) if fails == "always" else await get_stored(references, own=own)
+
+        bob.storage.get = watch  # type: ignore[method-assign]
+        source = Source([*shared, *stored])
+        bob.chunks.sources.append(source)
+        wanted = [*shared[:8], *stored, *shared[8:]]
+        assert list((await alice.chunks.fetch(bob.identifier, references(wanted))).values()) == wanted
+        assert asked == [references([*stored, *shared[8:]])]
+        assert len(source.asked[-1]) == (4 if fails == "always" else 2)
+
+
 async def test_a_full_quota_refuses_and_keeps_what_it_had() -> None:
     async with nodes("alice", "bob", quota=10 * 1024) as (alice, bob):
         first = chunks(8)
@@ -169,16 +193,13 @@ async def test_a_full_quota_refuses_and_keeps_what_it_had() -> None:
     ],
     ids=["other chunks", "swapped", "cut", "one more", "one empty more"],
 )
-async def test_whoever_sends_a_wrong_chunk_is_found_out_and_chosen_no_more(lie: list[bytes]) -> None:
+async def test_whoever_sends_a_wrong_chunk_is_found_out_and_cannot_see_by_whom(lie: list[bytes]) -> None:
     async with nodes("alice", "liar", "bob") as (alice, liar, bob):
         answer_fetches(liar, lie)
-        assert set(alice.choose(2)) == {liar.identifier, bob.identifier}
         with pytest.raises(VerificationError):
             await alice.chunks.fetch(liar.identifier, references(chunks(2)))
-        assert not alice.reputation.trusted(liar.identifier, alice.clock())
-        assert alice.choose(2) == [bob.identifier]
-        scores = {peer.identifier: peer.score for peer in alice.peers()}
-        assert scores[liar.identifier] < 0 <= scores[bob.identifier]
+        assert [peer.score for peer in alice.peers()] == [0, 0]
+        assert set(alice.choose(2)) == {liar.identifier, bob.identifier}
 
 
 async def test_an_answer_that_stops_early_is_no_answer() -> None:
@@ -188,14 +209,71 @@ async def test_an_answer_that_stops_early_is_no_answer() -> None:
             await alice.chunks.fetch(liar.identifier, references(chunks(2)))
 
 
-async def test_serving_makes_a_node_preferred() -> None:
+async def test_a_node_of_a_tree_is_given_by_who_knows_it_and_by_nobody_else() -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        root, *nodes_below = chunks(3)
+
+        async def unfold(of: bytes, number: int) -> bytes | None:
+            return nodes_below[number - 1] if of == chunk_reference(root) else None
+
+        await bob.storage.put([root], now=bob.clock())
+        async with alice.channels.circuit(bob.identifier) as circuit:
+            with pytest.raises(NotFoundError):
+                await alice.chunks.unfold_over(circuit, chunk_reference(root), 1)
+            bob.chunks.unfolding.append(unfold)
+            for number, expected in enumerate(nodes_below, start=1):
+                found = await alice.chunks.unfold_over(circuit, chunk_reference(root), number)
+                assert found == expected
+            for number in (0, MAX_UNFOLDED):
+                with pytest.raises(RefusedError, match="a number of 1 to 7"):
+                    await alice.chunks.unfold_over(circuit, bytes(32), number)
+
+
+@pytest.mark.parametrize("lie", [[], [b""], [b"short"], chunks(2)], ids=["none", "empty", "short", "two"])
+async def test_who_unfolds_to_something_that_is_no_chunk_is_found_out(lie: list[bytes]) -> None:
+    async with nodes("alice", "liar") as (alice, liar):
+        answer_fetches(liar, lie, UNFOLD)
+        async with alice.channels.circuit(liar.identifier) as circuit:
+            with pytest.raises(VerificationError):
+                await alice.chunks.unfold_over(circuit, bytes(32), 1)
+        assert [peer.score for peer in alice.peers()] == [0]
+
+
+@pytest.mark.parametrize("kept", [chunks(1), []], ids=["served", "absent"])
+async def test_what_a_node_does_for_somebody_anonymous_does_not_make_it_preferred(kept: list[bytes]) -> None:
     async with nodes("alice", "bob", "carol") as (alice, bob, carol):
-        await carol.storage.put(chunks(1), now=carol.clock())
+        await carol.storage.put(kept, now=carol.clock())
         with pytest.raises(NotFoundError):
-            await alice.push(bob.identifier, "nonsense")  # it answers, which is something, but serves nothing
-        await alice.chunks.fetch(carol.identifier, references(chunks(1)))
-        assert all(alice.choose(1) == [carol.identifier] for _ in range(20))
-        assert set(alice.choose(2)) == {bob.identifier, carol.identifier}
+            await alice.push(bob.identifier, "nonsense")  # it answers, which is something
+        for _ in range(5):
+            await alice.chunks.fetch(carol.identifier, references(chunks(1)))
+            async with alice.channels.circuit(carol.identifier) as circuit:
+                await alice.chunks.fetch_over(circuit, references(chunks(1)), nothing)
+        assert alice.reputation.score(carol.identifier, alice.clock()) == 0
+        assert alice.choose(1) == [bob.identifier]
+
+
+async def test_who_is_not_reached_anonymously_is_not_shunned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialling, "DIAL_ATTEMPTS", 1)
+    async with nodes("alice", "bob") as (alice, bob):
+        with alice.locators.lend([bob.locators.serve([memory_locator(99)])]):
+            with pytest.raises(UnreachableError):
+                await alice.chunks.fetch(bob.identifier, references(chunks(1)))
+            with pytest.raises(UnreachableError):
+                async with alice.channels.circuit(bob.identifier):
+                    pass
+        assert alice.reputation.score(bob.identifier, alice.clock()) == 0
+        assert await alice.chunks.fetch(bob.identifier, references(chunks(1))) == {}
+
+
+async def test_a_node_can_ask_itself_as_anybody_asks_it() -> None:
+    async with nodes("alice") as (alice,):
+        await alice.storage.put(chunks(2), now=alice.clock())
+        assert len(await alice.chunks.fetch(alice.identifier, references(chunks(2)))) == 2
+
+
+async def nothing(_reference: bytes, _chunk: bytes) -> None:
+    """Takes a chunk and does nothing with it."""
 
 
 @pytest.mark.parametrize(
@@ -256,7 +334,7 @@ async def test_a_limit_is_kept_and_lifted(way: str) -> None:
                     await alice.chunks.store(bob.identifier, [chunk])
             elif way == "fetched over a circuit":
                 async with alice.channels.circuit(bob.identifier) as channel:
-                    await alice.chunks.fetch_over(channel, bob.identifier, wanted, took)
+                    await alice.chunks.fetch_over(channel, wanted, took)
             else:
                 await alice.chunks.fetch(bob.identifier, wanted)
 
@@ -271,3 +349,131 @@ async def test_a_limit_is_kept_and_lifted(way: str) -> None:
         limiter.change(None)
         with anyio.fail_after(1):
             await move()
+
+
+VIRTUAL = pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
+
+
+class Watched(bytes):
+    """A chunk that tells its source when nobody holds it any more."""
+
+    source: WatchedSource
+
+    def __del__(self) -> None:
+        self.source.held -= 1
+
+
+class WatchedSource(ChunkSource):
+    """Makes a chunk anew whenever it is asked for, and knows how many of them somebody holds."""
+
+    def __init__(self, chunk: bytes) -> None:
+        self._chunk = chunk
+        self.made = self.held = 0
+
+    async def get(self, references: Sequence[bytes]) -> list[bytes | None]:
+        return [self._make() for _ in references]
+
+    async def unfold(self, _root: bytes, _number: int) -> bytes | None:
+        return self._make()
+
+    def _make(self) -> bytes:
+        chunk = Watched(self._chunk)
+        chunk.source = self
+        self.made += 1
+        self.held += 1
+        return chunk
+
+
+async def ignore(_reference: bytes, _chunk: bytes) -> None:
+    """Take a chunk and do nothing with it."""
+
+
+async def fetch_for_ever(node: Node, circuit: Channel, wanted: Sequence[bytes]) -> None:
+    while True:
+        await node.chunks.fetch_over(circuit, wanted, ignore)
+
+
+@VIRTUAL
+async def test_who_asks_on_many_streams_gets_no_larger_part_of_a_limit() -> None:
+    async with nodes("alice", "bob", "mallory") as (alice, bob, mallory):
+        kept = chunks(8, 32_768)
+        wanted = references(kept)
+        await alice.chunks.store(bob.identifier, kept)
+        bob.chunks.up.change(LIMIT)
+        async with (
+            mallory.channels.circuit(bob.identifier) as theirs,
+            alice.channels.circuit(bob.identifier) as ours,
+            anyio.create_task_group() as tasks,
+        ):
+            for _ in range(30):
+                tasks.start_soon(fetch_for_ever, mallory, theirs, wanted)
+            await anyio.sleep(10)
+            begin = anyio.current_time()
+            await alice.chunks.fetch_over(ours, wanted, ignore)
+            assert anyio.current_time() - begin <= 2 * 8 * 32_768 / LIMIT + PATIENCE + 0.5
+            tasks.cancel_scope.cancel()
+
+
+@VIRTUAL
+async def test_what_is_asked_for_and_not_awaited_uses_up_no_limit() -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        kept = chunks(8, 32_768)
+        wanted = references(kept)
+        await alice.chunks.store(bob.identifier, kept)
+        bob.chunks.up.change(LIMIT)
+        async with alice.channels.circuit(bob.identifier) as ours:
+            async with alice.channels.circuit(bob.identifier) as circuit:
+                with anyio.move_on_after(0.1):
+                    async with anyio.create_task_group() as tasks:
+                        for _ in range(20):
+                            tasks.start_soon(fetch_for_ever, alice, circuit, wanted)
+            begin = anyio.current_time()
+            await alice.chunks.fetch_over(ours, wanted, ignore)
+            assert anyio.current_time() - begin <= 10 * 32_768 / LIMIT + PATIENCE
+
+
+@VIRTUAL
+@pytest.mark.parametrize("kind", [FETCH, UNFOLD])
+async def test_requests_that_wait_for_their_turn_hold_no_chunks(kind: str) -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        (chunk,) = chunks(1, 32_768)
+        source = WatchedSource(chunk)
+        bob.chunks.sources.append(source)
+        bob.chunks.unfolding.append(source.unfold)
+        bob.chunks.up.change(LIMIT)
+        await bob.chunks.up.pass_on(100 * LIMIT)
+        async with alice.channels.circuit(bob.identifier) as circuit, anyio.create_task_group() as tasks:
+            for _ in range(30):
+                if kind == FETCH:
+                    tasks.start_soon(alice.chunks.fetch_over, circuit, references([chunk]) * 4, ignore)
+                else:
+                    tasks.start_soon(alice.chunks.unfold_over, circuit, bytes(32), 1)
+            await anyio.sleep(50)
+            assert 0 < source.held <= MAX_STREAMS_OF_CHANNEL * (4 if kind == FETCH else 1)
+            tasks.cancel_scope.cancel()
+
+
+async def test_chunks_that_went_out_are_not_held_until_the_next_turn() -> None:
+    async with nodes("bob") as (bob,):
+        (chunk,) = chunks(1)
+        source = WatchedSource(chunk)
+        bob.chunks.sources.append(source)
+        reply = await bob.chunks._receive_fetch(Delivery(None, FETCH, references([chunk])[0] * 8))
+        assert reply.parts is not None
+        async with aclosing(reply.parts) as parts:
+            for _ in range(reply.together):
+                assert await anext(parts) == chunk
+            assert (source.held, source.made) == (0, reply.together)
+
+
+async def test_a_tree_that_is_gone_when_its_turn_comes_is_no_lie() -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        answers = iter(chunks(1))
+
+        async def unfold(_root: bytes, _number: int) -> bytes | None:
+            return next(answers, None)
+
+        bob.chunks.unfolding.append(unfold)
+        async with alice.channels.circuit(bob.identifier) as circuit:
+            with pytest.raises(UnreachableError):
+                await alice.chunks.unfold_over(circuit, bytes(32), 1)

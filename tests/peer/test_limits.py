@@ -79,3 +79,66 @@ async def test_what_is_no_limit_changes_nothing() -> None:
         with pytest.raises(MalformedError):
             Limiter(rate)
     assert limiter.rate == MIN_RATE
+
+
+async def test_owners_have_equal_parts_however_many_tasks_each_has() -> None:
+    limiter = Limiter(MIN_RATE)
+    passed = {"one": 0, "many": 0}
+
+    async def send(owner: str) -> None:
+        while True:
+            await limiter.pass_on(MIN_RATE, owner)
+            passed[owner] += 1
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(30):
+            tasks.start_soon(send, "many")
+        tasks.start_soon(send, "one")
+        await anyio.sleep(40)
+        tasks.cancel_scope.cancel()
+    assert passed["one"] == pytest.approx(20, abs=1)
+    assert passed["many"] == pytest.approx(20, abs=1)
+
+
+async def test_a_newcomer_passes_after_who_waits_already_and_keeps_nobody_out() -> None:
+    limiter, order = Limiter(MIN_RATE), list[int]()
+
+    async def send(owner: int) -> None:
+        await limiter.pass_on(MIN_RATE, owner)
+        order.append(owner)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(4):
+            tasks.start_soon(send, 0)
+            tasks.start_soon(send, number)
+        await anyio.sleep(0.5)
+        for number in range(4, 20):
+            tasks.start_soon(send, number)
+            await anyio.sleep(1)
+    assert order.index(4) <= 6
+    assert order[:16].count(0) >= 3
+
+
+async def test_what_could_not_be_sent_has_not_passed() -> None:
+    limiter, begin = Limiter(MIN_RATE), anyio.current_time()
+
+    def fail() -> bool:
+        raise LookupError
+
+    for _ in range(10):
+        assert not await limiter.pass_on(100 * MIN_RATE, "a", lambda: False)
+        with pytest.raises(LookupError):
+            await limiter.pass_on(100 * MIN_RATE, "a", fail)
+    assert await limiter.pass_on(MIN_RATE, "a", lambda: True)
+    assert anyio.current_time() == begin
+
+
+async def test_nothing_is_remembered_of_owners_who_are_gone() -> None:
+    limiter = Limiter(MIN_RATE)
+    async with anyio.create_task_group() as tasks:
+        for owner in range(9):
+            tasks.start_soon(limiter.pass_on, MIN_RATE, owner % 3)
+        await anyio.sleep(2.5)
+        tasks.cancel_scope.cancel()
+    assert not limiter._turns._waiting
+    assert not limiter._turns._taken

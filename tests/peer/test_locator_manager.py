@@ -94,6 +94,75 @@ async def test_models_are_asked_and_not_believed() -> None:
     assert asked == [BOB.identifier] * 3
 
 
+async def test_what_is_lent_is_for_anonymous_dials_and_for_nothing_else() -> None:
+    clock = Clock()
+    locators = await manager(clock)
+    heard: list[LocatorRecord] = []
+    locators.observers.append(heard.append)
+    lent = record(1, clock.now)
+    with locators.lend([lent]):
+        assert await locators.resolve(BOB.identifier, anonymous=True) == lent
+        with pytest.raises(NotFoundError):
+            await locators.resolve(BOB.identifier)
+        assert (locators.known(BOB.identifier), locators.current(), locators.reachable()) == (None, [], [])
+    with pytest.raises(NotFoundError):
+        await locators.resolve(BOB.identifier, anonymous=True)
+    assert heard == []
+
+
+async def test_an_address_that_was_told_to_this_node_alone_is_not_dialled_while_one_is_lent() -> None:
+    clock = Clock()
+    locators = await manager(clock)
+    told = await locators.learn(record(2, clock.now).encoded)
+    lent = record(1, clock.now)
+    with locators.lend([lent]):
+        for find in (locators.resolve, locators.refresh):
+            assert await find(BOB.identifier, anonymous=True) == lent
+            assert await find(BOB.identifier) == told
+    assert await locators.resolve(BOB.identifier, anonymous=True) == told
+
+
+async def test_of_several_that_are_lent_the_newest_is_used_until_the_last_is_given_back() -> None:
+    clock = Clock()
+    locators = await manager(clock)
+    one, two = record(1, clock.now), record(2, clock.now)
+    with locators.lend([one]):
+        with locators.lend([two, two]), locators.lend([one]):
+            assert await locators.resolve(BOB.identifier, anonymous=True) == two
+        assert (await locators.resolve(BOB.identifier, anonymous=True)).identifier == BOB.identifier
+    with pytest.raises(NotFoundError):
+        await locators.resolve(BOB.identifier, anonymous=True)
+
+
+async def test_what_a_model_says_for_an_anonymous_dial_is_not_kept_but_used_as_long_as_one_is_lent() -> None:
+    clock = Clock()
+    locators = await manager(clock)
+    old, new = record(1, clock.now), record(2, clock.now + RECORD_LIFETIME)
+    clock.now += RECORD_LIFETIME + 1
+    asked: list[NodeIdentifier] = []
+
+    async def model(node: NodeIdentifier) -> bytes | None:
+        asked.append(node)
+        return new.encoded
+
+    locators.resolvers.append(model)
+    with locators.lend([old]):
+        for _ in range(3):
+            assert await locators.resolve(BOB.identifier, anonymous=True) == new
+        assert asked == [BOB.identifier]
+        assert locators.reachable() == []
+    assert await locators.resolve(BOB.identifier, anonymous=True) == new
+    assert (locators.known(BOB.identifier), len(asked)) == (None, 2)
+
+
+async def test_this_node_finds_itself_for_an_anonymous_dial_only() -> None:
+    locators = await manager(Clock())
+    own = locators.serve([memory_locator(7)])
+    assert await locators.resolve(ME.identifier, anonymous=True) == own
+    with pytest.raises(NotFoundError):
+        await locators.resolve(ME.identifier)
+
+
 async def test_a_node_that_nobody_knows_is_not_found() -> None:
     locators = await manager(Clock())
     with pytest.raises(NotFoundError):

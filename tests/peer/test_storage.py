@@ -111,6 +111,47 @@ async def test_a_lowered_quota_still_renews(database: Database, storage: Storage
         await lowered.put([small(11)], now=1)
 
 
+async def test_a_quota_that_is_raised_holds_at_once(storage: StorageManager) -> None:
+    chunks = [small(n) for n in range(11)]
+    with pytest.raises(RefusedError):
+        await storage.put(chunks, now=0)
+    assert await storage.resize(11 * SMALL) == 0
+    await storage.put(chunks, now=0)
+    assert await storage.usage() == Usage(11 * SMALL, 11)
+
+
+async def test_a_quota_that_is_lowered_costs_others_what_expires_first(
+    storage: StorageManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overlay.peer.storage._PURGE_CHUNKS", 2)
+    late = await storage.put([small(1)], now=9)
+    early = [(await storage.put([small(n)], now=n - 10))[0] for n in range(2, 8)]
+    own = await storage.put([small(8), small(9)], now=0, own=True)
+    assert await storage.resize(5 * SMALL) == 4 * SMALL
+    assert await storage.has([*late, *early]) == [True, False, False, False, False, True, True]
+    assert await storage.owned(own) == [True, True]
+    with pytest.raises(RefusedError, match="no room"):
+        await storage.put([small(10)], now=0)
+    assert await storage.resize(5 * SMALL) == 0
+
+
+async def test_what_is_the_nodes_own_stays_under_any_quota(storage: StorageManager) -> None:
+    own = await storage.put([small(n) for n in range(4)], now=0, own=True)
+    await storage.put([small(4)], now=0)
+    assert await storage.resize(0) == SMALL
+    assert await storage.get(own, own=True) == [small(n) for n in range(4)]
+    assert await storage.usage() == Usage(0, 0)
+    with pytest.raises(StorageError, match="allow more with 'overlay file limit --disk'"):
+        await storage.put([small(5)], now=0, own=True)
+
+
+@pytest.mark.parametrize("quota", [-1, (1 << 40) + 1])
+async def test_what_no_quota_can_be(storage: StorageManager, quota: int) -> None:
+    with pytest.raises(MalformedError, match="a limit of the disk"):
+        await storage.resize(quota)
+    assert storage.quota == QUOTA
+
+
 async def test_purge_and_renewal(storage: StorageManager) -> None:
     old, renewed = await storage.put([small(1), small(2)], now=0)
     await storage.put([small(2)], now=50)
