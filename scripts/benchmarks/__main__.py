@@ -30,6 +30,8 @@ BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
 }
 
 ALL = (*BENCHMARKS, *files.BENCHMARKS)
+USUAL = tuple(name for name in ALL if name not in files.ON_REQUEST)
+"""What is measured if nothing is named."""
 
 
 def run(names: Sequence[str], effort: files.Effort) -> list[Figure | Failure]:
@@ -74,7 +76,7 @@ def main() -> None:
     if chosen.list:
         print("\n".join(ALL))
         return
-    outcomes = run(chosen.only or ALL, files.Effort(chosen.mebibytes, chosen.rounds, chosen.kills))
+    outcomes = run(chosen.only or USUAL, files.Effort(chosen.mebibytes, chosen.rounds, chosen.kills))
     print(table(outcomes))
     for conditions in sorted(conditions_of(outcomes)):
         print(f"onion services: a private Tor network on {conditions}")

@@ -86,9 +86,18 @@ def _idle_node(*options: str) -> Iterator[tuple[str, int]]:
 
 
 def _resident_mebibytes(process: int) -> float:
-    status = Path(f"/proc/{process}/status")
-    if status.exists():  # small Linux systems have no ps, and macOS has no /proc
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmRSS:")]
-        return int(line.split()[1]) / 1024
+    if Path(f"/proc/{process}/status").exists():  # small Linux systems have no ps, and macOS has no /proc
+        return status_mebibytes(process, "VmRSS")
     listing = ["ps", "-o", "rss=", "-p", str(process)]
     return int(subprocess.run(listing, capture_output=True, text=True, check=True).stdout) / 1024  # noqa: S603
+
+
+def status_mebibytes(process: int, field: str) -> float:
+    """Read an amount of memory from Linux's status of a process: `VmRSS` is resident, `VmHWM` its peak.
+
+    Raises:
+        OSError: the process has ended, or this is no Linux.
+    """
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{field}:")]
+    return int(line.split()[1]) / 1024

@@ -15,6 +15,7 @@ from overlay.connection import ConnectionLayer, Transport
 from overlay.database import Database
 from overlay.files.fetch import Report, fetch
 from overlay.files.links import FileLink
+from overlay.files.providers import Candidates
 from overlay.files.target import open_target
 from overlay.files.transfer import MAX_CIRCUITS
 from overlay.identity import NodeSecret
@@ -54,6 +55,6 @@ async def fetch_link(
     began = perf_counter()
     async with open_target(path, link.capability, size=link.size) as target:
         providers = [record.identifier for record in records]
-        await fetch(node, target, providers, report, max_circuits=max_circuits)
+        await fetch(node, target, Candidates(providers), report, max_circuits=max_circuits)
         await target.finish()
     return perf_counter() - began

@@ -124,12 +124,14 @@ async def _stage(plan: Plan, network: PrivateTorNetwork, folder: Path) -> AsyncI
     file = folder / "file.bin"
     file.write_bytes(os.urandom(plan.size))
     async with AsyncExitStack() as stack:
-        offers = await stack.enter_async_context(_tor(network, folder / "offers"))
-        fetches = await stack.enter_async_context(_tor(network, folder / "fetches"))
+        offers = await stack.enter_async_context(running_tor(network, folder / "offers"))
+        fetches = await stack.enter_async_context(running_tor(network, folder / "fetches"))
         transport = await stack.enter_async_context(build_transport(f"{TOR}{fetches.control}", folder))
         raw = await stack.enter_async_context(sending(f"{TOR}{offers.control}", folder / "raw"))
         node = await stack.enter_async_context(fetching(transport))
-        homes = [Home(folder / tor.control.parent.name / "home", _options(tor)) for tor in (offers, fetches)]
+        homes = [
+            Home(folder / tor.control.parent.name / "home", tor_options(tor)) for tor in (offers, fetches)
+        ]
         for home in homes:
             await to_thread.run_sync(home.run, "init")
             await to_thread.run_sync(home.up, "--directory")
@@ -145,12 +147,14 @@ async def _stage(plan: Plan, network: PrivateTorNetwork, folder: Path) -> AsyncI
         yield Stage(plan, transport, node, raw, file, link, homes[1], shared, fetches.proxy)
 
 
-def _options(tor: Tor) -> Sequence[str]:
+def tor_options(tor: Tor) -> Sequence[str]:
+    """What a node is started with that uses a tor of these."""
     return "--transport", "tor", "--tor-control", str(tor.control)
 
 
 @asynccontextmanager
-async def _tor(network: PrivateTorNetwork, directory: Path) -> AsyncIterator[Tor]:
+async def running_tor(network: PrivateTorNetwork, directory: Path) -> AsyncIterator[Tor]:
+    """Run a tor for the length of a block; what it keeps is in `directory`."""
     network.seed(directory)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         proxy = probe.getsockname()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,15 +78,26 @@ async def compare(transport: Transport, server: Server, size: int, rounds: int) 
 
 async def raw_round_trips(transport: Transport, server: Server, count: int, size: int) -> list[float]:
     """The milliseconds that each of `count` messages of `size` bytes takes there and back, raw."""
-    message, times = os.urandom(size), []
+    async with echoing(transport, server, size) as round_trip:
+        return [await round_trip() for _ in range(count)]
+
+
+@asynccontextmanager
+async def echoing(
+    transport: Transport, server: Server, size: int
+) -> AsyncIterator[Callable[[], Awaitable[float]]]:
+    """Give what sends `size` bytes there and back over one connection, and tells the milliseconds it took."""
+    message = os.urandom(size)
     async with await transport.connect(server.locator, isolation=ISOLATION) as connection:
         await connection.send(_ECHO)
-        for _ in range(count):
+
+        async def round_trip() -> float:
             began = perf_counter()
             await connection.send(message)
             await _receive_exactly(connection, size)
-            times.append((perf_counter() - began) * 1000)
-    return times
+            return (perf_counter() - began) * 1000
+
+        yield round_trip
 
 
 async def _raw_seconds(transport: Transport, server: Server, size: int) -> float:
