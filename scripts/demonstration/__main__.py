@@ -1,4 +1,4 @@
-"""The demonstration: three nodes, each where nobody sees it, and a chat with a file between two.
+"""The demonstration: three nodes, each where nobody sees it, and a chat and files between two.
 
 Every step is the `overlay` command as anybody can type it, in a process of its own. Nothing is simulated: the
 networks are a small Tor network of real `tor` processes and a small I2P network of real `i2pd` processes, on
@@ -21,6 +21,7 @@ from time import sleep
 
 from scripts.demonstration.console import Console
 from scripts.demonstration.processes import Answer, Household, Program, StepFailedError, left_over
+from scripts.demonstration.resuming import SIZES, ResumedFetch
 
 FILE_BYTES = 3 * 1024 * 1024
 LONG_FILE_BYTES = 16 * 1024 * 1024
@@ -110,6 +111,7 @@ class Demonstration:
         question, answer = OPEN if "tcp" in self._transports else HIDDEN
         self._say("ada", "bob", question)
         self._say("bob", "ada", answer)
+        self._resume_a_fetch()
         if len(self._transports) > 1:
             self._lose_a_network()
         else:
@@ -181,6 +183,11 @@ class Demonstration:
             posted = self._post("photo.raw", FILE_BYTES)
             self._overlay("bob", "chat", "get", self._session, posted, "-o", "copy.raw")
             self._compare("photo.raw", *(_digest(self._folder / name) for name in ("photo.raw", "copy.raw")))
+
+    def _resume_a_fetch(self) -> None:
+        up_words = self._up_words(1 + PEOPLE.index("bob"))
+        length = min(SIZES[name] for name in self._transports)
+        ResumedFetch(self._folder, self._console, self.household, up_words, length).tell()
 
     def _lose_a_network(self) -> None:
         """Take the first network down while Ada fetches a file, and have both write on.
@@ -316,13 +323,13 @@ def run(transports: Sequence[str], folder: Path, console: Console) -> int:
 def main() -> int:
     """Run the demonstration; 0 when every step did what it shows."""
     parser = argparse.ArgumentParser(
-        prog="scripts/demo", description="Three nodes, a chat between two, and a file, step by step."
+        prog="scripts/demo", description="Three nodes, a chat between two, and files, step by step."
     )
     parser.add_argument("--transport", choices=tuple(PLACES), default="tor")
     transport: str = parser.parse_args().transport
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(sys.stdout)
-    console.headline(f"overlay: three nodes, a chat and a file, {PLACES[transport]}")
+    console.headline(f"overlay: three nodes, a chat and files, {PLACES[transport]}")
     # The name is short because a Unix socket's path holds 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="ov-demo-")).resolve()
     try:

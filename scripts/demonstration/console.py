@@ -52,9 +52,7 @@ class Console:
 
     def command(self, words: Sequence[str], *, background: bool = False) -> None:
         """Print a command as a person types it, with very long arguments shortened."""
-        shown = " ".join(
-            word if len(word) <= LONGEST_WORD else f"{word[:24]}…" for word in map(_quoted, words)
-        )
+        shown = " ".join(_quoted(word) if len(word) <= LONGEST_WORD else f"{word[:24]}…" for word in words)
         self._print(self._paint(f"   $ {shown}{' &' if background else ''}", "cyan"))
 
     def fact(self, label: str, text: str) -> None:

@@ -65,6 +65,11 @@ class Program:
         threading.Thread(target=self._read, daemon=True).start()
 
     @property
+    def number(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         """Whether the process has not ended yet."""
         return self._process.poll() is None
@@ -109,6 +114,11 @@ class Program:
         self._process.send_signal(signal.SIGINT)
         self.finish(good_codes=(0, 128 + signal.SIGINT))
 
+    def crash(self) -> None:
+        """Kill the process by SIGKILL, itself alone: what it started has to notice by itself."""
+        self._process.kill()
+        self._process.wait()
+
     def kill(self) -> None:
         """End the process and all of its group: gently first, then not."""
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -126,8 +136,9 @@ class Program:
 
     def _read(self) -> None:
         assert self._process.stdout is not None  # noqa: S101 - it was asked for above
-        for line in self._process.stdout:
-            self._lines.put(line)
+        with self._process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
         self._lines.put(None)
 
     def _rest(self) -> Iterator[bytes]:
@@ -190,6 +201,11 @@ class Household:
         """
         self.run("overlay", "--home", home, "down")
         self._nodes[home].finish()
+
+    def kill_node(self, home: str) -> None:
+        """End a node as a crash does, at once and without a word to it."""
+        self._announce(("kill", "-KILL", str(self._nodes[home].number)), False)
+        self._nodes[home].crash()
 
     def last_words(self) -> list[str]:
         """The last lines of every node's log, each with the name of its home."""
