@@ -58,10 +58,11 @@ class Context:
             args: of the verb; None leaves one out.
         """
         given = {name: value for name, value in args.items() if value is not None}
-        with self.node(timeout=timeout) as node, self._progress(verb, lines=lines) as progress:
+        with self.node(timeout=timeout) as node, self.progress(verb, lines=lines) as progress:
             return as_object(node.call(verb, given, progress=progress))
 
-    def _progress(self, verb: str, *, lines: bool) -> Progress | ProgressLines:
+    def progress(self, verb: str, *, lines: bool = False) -> Progress | ProgressLines:
+        """Make what shows how far a verb is; see `ask`."""
         if lines and self.output.as_json and not self.output.quiet:
             return ProgressLines(self.output.stdout, time.perf_counter)
         shown = not (self.output.quiet or self.output.as_json)

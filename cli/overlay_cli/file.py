@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from overlay_cli.context import ANSWER_TIMEOUT, Context, as_object
 from overlay_cli.exit_codes import DONE
 from overlay_cli.output import Output, printable
 from overlay_cli.progress import StatusBlock, duration, size, used
-from overlay_cli.spool import spooled_stdin
+from overlay_cli.spool import binary_stdout, scratch_folder, spooled_stdin, write_all
 
 FOLLOW_INTERVAL = 1.0
 """Seconds between two looks at the fetches that go on."""
@@ -97,6 +98,8 @@ def get(options: argparse.Namespace, output: Output) -> int:
     Raises:
         KeyboardInterrupt: it was interrupted; what came is kept.
     """
+    if options.path == "-":
+        return _get_to_stdout(options, output)
     path = str(Path(options.path or ".").absolute())
     context = Context(options, output)
     try:
@@ -113,6 +116,34 @@ def get(options: argparse.Namespace, output: Output) -> int:
         output.note("what came is kept: the same command goes on from there")
         raise
     output.data(found, _shown(found, "path"))
+    return DONE
+
+
+def _get_to_stdout(options: argparse.Namespace, output: Output) -> int:
+    """Fetch a file and write what is in it to stdout, from its beginning to its end.
+
+    Raises:
+        MalformedError: stdout is for lines of JSON or a terminal, or a part of a folder is asked for.
+        KeyboardInterrupt: it was interrupted; nothing is kept.
+    """
+    if output.as_json:
+        raise MalformedError("stdout is for the content with -o -, and for lines with --json: leave one out")
+    if options.only:
+        raise MalformedError("-o - is for a file, and --only for a part of a folder: leave one of them out")
+    context = Context(options, output)
+    try:
+        with (
+            binary_stdout() as stdout,
+            context.node() as node,
+            scratch_folder(context.home.path) as folder,
+            context.progress("file.get") as progress,
+        ):
+            args: dict[str, JSON] = {"link": read_link(options), "folder": str(folder), "rate": options.rate}
+            for item in node.stream("file.read", args, progress=progress):
+                write_all(stdout, b64decode(str(as_object(item).get("content", ""))))
+    except KeyboardInterrupt:
+        output.note("nothing is kept of what goes to standard output: the same command begins anew")
+        raise
     return DONE
 
 
@@ -144,14 +175,18 @@ def status(options: argparse.Namespace, output: Output) -> int:
 
 
 def limit(options: argparse.Namespace, output: Output) -> int:
-    """Change how fast the node, or one fetch, may be; without options tell how fast the node may be."""
+    """Change what the node, or one fetch, may use; without options tell what the node may and does use."""
     given = {"up": options.up, "down": options.down}
     args: dict[str, JSON] = {name: value or None for name, value in given.items() if value is not None}
+    if options.disk is not None:
+        args["disk"] = options.disk
     if options.path:
         args["path"] = str(Path(options.path).absolute())
     with Context(options, output).node(timeout=ANSWER_TIMEOUT) as node:
         found = as_object(node.call("file.limit", args))
-    output.data(found, ", ".join(_limit(found, name) for name in ("up", "down") if name in found))
+    rates = [_limit(found, name) for name in ("up", "down") if name in found]
+    output.data(found, ", ".join([*rates, *_disk(found)]))
+    _note_disk(found, output)
     return DONE
 
 
@@ -162,7 +197,24 @@ def _show_running(node: Client, output: Output, block: StatusBlock, nothing: Seq
             output.data(item)
     else:
         lines = [line for item in found for line in _running_lines(item)]
-        block.show(lines or nothing)
+        block.show([*(lines or nothing), *_disk(as_object(node.call("file.limit", {})))])
+
+
+def _disk(found: Mapping[str, JSON]) -> Sequence[str]:
+    """Say what is stored of what may be, where the node says that."""
+    if "disk" not in found:
+        return []
+    pinned, others = _amount(found, "pinned"), _amount(found, "others")
+    return [f"disk {_amount(found, 'disk')}: {pinned} pinned, {others} kept for others"]
+
+
+def _note_disk(found: Mapping[str, JSON], output: Output) -> None:
+    """Tell what a change of the disk's limit has cost, and what it could not do."""
+    disk, pinned = found.get("disk"), found.get("pinned")
+    if found.get("evicted"):
+        output.note(f"{_amount(found, 'evicted')} that were kept for others were given up")
+    if isinstance(disk, int) and isinstance(pinned, int) and pinned > disk:
+        output.note("what is pinned takes more than that: it stays, and nothing more is stored until it fits")
 
 
 def _limit(found: Mapping[str, JSON], name: str) -> str:
@@ -223,4 +275,17 @@ def _running_lines(found: Mapping[str, JSON]) -> Sequence[str]:
             *([f"limited to {_amount(found, 'limit')}/s"] if found.get("limit") else []),
         ]
     )
-    return [_shown(found, "path"), f"  {figures}"]
+    return [_running_title(found), f"  {figures}"]
+
+
+def _running_title(found: Mapping[str, JSON]) -> str:
+    """Say what a fetch is: where it goes, or what for where that is no place."""
+    match found.get("task"):
+        case "pin":
+            return f"{_shown(found, 'name') or 'a file without a name'} (to pin it)"
+        case "read":
+            return f"{_shown(found, 'name') or 'a file without a name'} (to standard output)"
+        case "chat":
+            return f"{_shown(found, 'path')} (posted)"
+        case _:
+            return _shown(found, "path")

@@ -12,6 +12,9 @@ TRANSPORTS = ("tor", "i2p", "tcp")
 I2P_ROUTERS = (8, 32)
 MAX_RELAYS = 32
 """Relays of a private Tor network; each is a process of about 20 MiB."""
+MAX_DISK_BYTES = 1 << 40
+"""What `overlay.peer.storage.MAX_QUOTA` is; that module takes a database to import."""
+_UNITS = "KMGT"
 
 _Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001 - argparse has no public name for it
 
@@ -186,7 +189,10 @@ def _add_get_command(commands: _Commands, common: Parser) -> None:
     )
     get.add_argument("link", metavar="LINK", help="as it was printed; - reads it from stdin")
     get.add_argument(
-        "-o", dest="path", metavar="PATH", help="a file, or a folder (else: here, under its own name)"
+        "-o",
+        dest="path",
+        metavar="PATH",
+        help="a file, or a folder (else: here, under its own name); - for stdout",
     )
     get.add_argument("--force", action="store_true", help="replace files that are there")
     get.add_argument("--rate", type=_limited_rate, metavar="BYTES", help="how many may come a second")
@@ -208,10 +214,19 @@ def _add_pin_commands(commands: _Commands, common: Parser) -> None:
 
 
 def _add_limit_command(commands: _Commands, common: Parser) -> None:
-    limit = _add(commands, common, "limit", "change how fast the node, or one fetch, may be", "file:limit")
+    limit = _add(
+        commands,
+        common,
+        "limit",
+        "show and change how fast the node, or one fetch, may be, and how much the node stores",
+        "file:limit",
+    )
     limit.add_argument("path", metavar="PATH", nargs="?", help="only the fetch to this file")
     limit.add_argument("--up", type=_limit, metavar="BYTES", help="how many may go a second, or 'none'")
     limit.add_argument("--down", type=_limit, metavar="BYTES", help="how many may come a second, or 'none'")
+    limit.add_argument(
+        "--disk", type=_size, metavar="SIZE", help="how much is stored at most: bytes, or as in 500M, 20G"
+    )
 
 
 def _add_testnet_commands(testnet: Parser, common: Parser) -> None:
@@ -257,7 +272,7 @@ def _rate(text: str) -> int:
 
 def _limited_rate(text: str) -> int:
     try:
-        return check_rate(int(text))
+        return check_rate(_bytes(text))
     except MalformedError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -265,6 +280,19 @@ def _limited_rate(text: str) -> int:
 def _limit(text: str) -> int:
     """Read a limit; 0 stands for none, which nobody can give."""
     return 0 if text == "none" else _limited_rate(text)
+
+
+def _bytes(text: str) -> int:
+    """Read a number of bytes, or of units of 1024, 1024^2 and so on."""
+    exponent = _UNITS.find(text[-1].upper()) + 1 if text else 0
+    return int(text[:-1] if exponent else text) << 10 * exponent
+
+
+def _size(text: str) -> int:
+    size = _bytes(text)
+    if not 0 <= size <= MAX_DISK_BYTES:
+        raise argparse.ArgumentTypeError(f"a limit of the disk is 0 to {MAX_DISK_BYTES} bytes (1024G)")
+    return size
 
 
 def _relays(text: str) -> int:
@@ -284,5 +312,6 @@ def _routers(text: str) -> int:
 _seconds.__name__ = "number of seconds"  # argparse puts these into its sentence
 _count.__name__ = "count"
 _rate.__name__ = _limited_rate.__name__ = _limit.__name__ = "rate in bytes a second"
+_size.__name__ = "number of bytes"
 _relays.__name__ = "number of relays"
 _routers.__name__ = "number of routers"

@@ -1,13 +1,20 @@
-"""What comes on stdin, as a file that the node can read."""
+"""What comes on stdin, as a file that the node can read; what goes to stdout, as the node hands it on.
+
+Both need room in the home for a while: a file or a folder of the user's own, locked as long as it is in use,
+and removed by whoever comes next where a command was killed.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import select
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +23,7 @@ from overlay.errors import MalformedError, StorageError
 MAX_STDIN_BYTES = 16 << 30
 """Bytes that stdin may have: 16 GiB, for which there must be room on the home's disk."""
 
-_PREFIX = "stdin-"
+_PREFIX, _FOLDER_PREFIX = "stdin-", "stdout-"
 _PIECE_BYTES = 1 << 20
 
 
@@ -42,6 +49,90 @@ def spooled_stdin(folder: Path) -> Iterator[Path]:
         except OSError as error:
             raise StorageError(f"what comes on stdin cannot be kept in {folder}: {error.strerror}") from error
         yield Path(file.name)
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder of this user alone, for the length of a block; then it is gone, with all that is in it.
+
+    What a command left that was killed is removed by the next one.
+
+    Args:
+        folder: where the folder will be: nobody else may enter it.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        path, lock = _make_scratch(folder)
+    except OSError as error:
+        raise StorageError(f"what goes to stdout cannot be kept in {folder}: {error.strerror}") from error
+    try:
+        yield path
+    finally:
+        _remove_scratch(path)
+        os.close(lock)
+
+
+@contextmanager
+def binary_stdout() -> Iterator[FileIO]:
+    """Give what writes to stdout at once: nothing is left in a buffer when somebody stops reading.
+
+    Raises:
+        MalformedError: stdout is closed, or a terminal, on which foreign bytes could do anything.
+    """
+    if sys.stdout is None:  # whoever started the command closed it
+        raise MalformedError("stdout is closed: give a path with -o, or something to write to")
+    if sys.stdout.isatty():
+        raise MalformedError(
+            "stdout is a terminal, for which the content of a file is not made: "
+            "send it to a program or a file, or give a path with -o"
+        )
+    with FileIO(sys.stdout.fileno(), "wb", closefd=False) as stdout:
+        yield stdout
+
+
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write all of it.
+
+    Raises:
+        OSError: it cannot be written; `BrokenPipeError` where nobody reads any more.
+    """
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(file.fileno(), rest) :]
+        except BlockingIOError:  # another program has made the pipe one that does not wait
+            select.select([], [file], [])
+
+
+def _make_scratch(folder: Path) -> tuple[Path, int]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # so that nobody takes this one for left, before it is locked
+        for left in folder.glob(_FOLDER_PREFIX + "*"):
+            with suppress(OSError):  # somebody uses it, or has removed it
+                os.close(_lock(left))
+                _remove_scratch(left)
+        path = Path(tempfile.mkdtemp(dir=folder, prefix=_FOLDER_PREFIX))
+        return path, _lock(path)
+    finally:
+        os.close(handle)
+
+
+def _lock(folder: Path) -> int:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _remove_scratch(path: Path) -> None:
+    # A node that still lets go of its files may remove one of them in between; then the next command does it.
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _make(folder: Path) -> tempfile._TemporaryFileWrapper[bytes]:

@@ -10,7 +10,9 @@ from overlay.chat.events import File
 from overlay.errors import MalformedError, NotFoundError, UnreachableError, VerificationError
 from overlay.files.actions import Snapshot
 from overlay.files.gathering import gather
-from overlay.files.shares import Progress
+from overlay.files.pace import Pace
+from overlay.files.providers import Candidates
+from overlay.files.running import Running, Watch, reporting
 from overlay.files.target import Target, open_target
 from overlay.identity import NodeIdentifier
 from overlay.peer.node import Node
@@ -21,15 +23,16 @@ _NO_CONTENT = "what was posted is not the content that it says it is: ask whoeve
 
 
 async def fetch_file(
-    node: Node, content: File, destination: Path, progress: Progress | None = None
+    node: Node, content: File, destination: Path, progress: Watch | None = None
 ) -> tuple[Path, int]:
     """Fetch a file and write it; what an earlier attempt left is gone on with.
 
     Args:
-        node: asks the holders, without showing itself; chunks that it has itself are taken from there.
+        node: asks the holders, without showing itself, also where it is one of them: from what is asked
+            elsewhere nobody can tell then which of them it is.
         content: the file, as its event has it.
         destination: a folder, where the file gets its own name made safe, or the path to write.
-        progress: told after each step.
+        progress: told after each step; the limit of what it is told may be changed.
 
     Returns:
         where the file is, and its size.
@@ -71,15 +74,16 @@ async def _target_path(content: File, destination: Path) -> Path:
     return destination / safe_basename(content.name) if is_folder else destination
 
 
-async def _gather(node: Node, content: File, target: Target, progress: Progress | None) -> None:
-    def report(_snapshot: Snapshot | None) -> None:
-        if progress is not None:
-            progress(target.tree.present, content.size)
+async def _gather(node: Node, content: File, target: Target, progress: Watch | None) -> None:
+    running = Running("chat", content.name, target.path, content.size)
+    step = reporting(running, progress)
 
-    holders = [NodeIdentifier(holder) for holder in content.holders]
-    others = [holder for holder in node.reputation.rank(holders, node.clock()) if holder != node.identifier]
+    def report(snapshot: Snapshot | None) -> None:
+        step(snapshot, target.tree.present, content.size)
+
+    holders = Candidates([NodeIdentifier(holder) for holder in dict.fromkeys(content.holders)])
     try:
-        await gather(node, target, others, report)
+        await gather(node, target, holders, report, Pace(running.limit, node.chunks.down))
     except UnreachableError as error:
         raise UnreachableError("a node that keeps this file is not reached: try again later") from error
     except NotFoundError as error:

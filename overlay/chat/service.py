@@ -36,6 +36,7 @@ from overlay.chat.views import (
 )
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError, OverlayError, RefusedError
+from overlay.files.running import Watch
 from overlay.files.shares import Progress
 from overlay.identity import NodeIdentifier, SigningSecret
 from overlay.peer.node import Node
@@ -269,7 +270,7 @@ class Chat:
         return [make_file(event, content, names) for event, content in await self._posted(found)]
 
     async def get(
-        self, session: str, file: str, destination: Path, progress: Progress | None = None
+        self, session: str, file: str, destination: Path, progress: Watch | None = None
     ) -> tuple[Path, int]:
         """Fetch a file into a folder, or to a path; see `fetch_file`, also for what it raises.
 

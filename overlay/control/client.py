@@ -76,11 +76,15 @@ class Client:
                 return answer.value
         raise ProtocolViolationError("the node ended an answer without a result")
 
-    def stream(self, verb: str, args: Mapping[str, JSON] | None = None) -> Iterator[JSON]:
-        """Ask for items, as they come; errors as for `call`."""
+    def stream(
+        self, verb: str, args: Mapping[str, JSON] | None = None, *, progress: Progress | None = None
+    ) -> Iterator[JSON]:
+        """Ask for items, as they come; arguments and errors as for `call`."""
         for answer in self._answers(verb, args):
             if answer.kind == "item":
                 yield answer.value
+            elif answer.kind == "progress" and progress is not None:
+                progress(*_amounts(answer.value))
 
     def wait_closed(self) -> None:
         """Wait until the node has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -12,13 +13,14 @@ from overlay.control.protocol import JSON
 from overlay.control.runtime import Runtime
 from overlay.control.server import AbsolutePath, Answers, Arguments, Handler, Handlers, NoArguments
 from overlay.errors import MalformedError
-from overlay.files.folders import Order
 from overlay.files.links import FileLink
 from overlay.files.manifest import MAX_PATH_BYTES
+from overlay.files.order import Order
 from overlay.files.pins import Pin
-from overlay.files.service import Running
+from overlay.files.running import Running, Watch
 from overlay.files.share_records import Share
 from overlay.peer.bucket import MAX_RATE, MIN_RATE
+from overlay.peer.storage import MAX_QUOTA
 
 Rate: TypeAlias = Annotated[int, Meta(ge=MIN_RATE, le=MAX_RATE)]
 
@@ -63,11 +65,22 @@ class FetchArguments(LinkArguments, frozen=True):
     only: Patterns = ()
 
 
+class ReadArguments(LinkArguments, frozen=True):
+    """`folder`: has room for what comes too early; `rate`: bytes a second at most."""
+
+    folder: AbsolutePath
+    rate: Rate | None = None
+
+
 class LimitArguments(Arguments, frozen=True):
-    """`up`, `down`: bytes a second at most, None for no limit; `path`: only the fetch to it, without `up`."""
+    """`up`, `down`: bytes a second at most, None for no limit; `path`: only the fetch to it, only `down`.
+
+    `disk`: bytes of chunks that are stored at most.
+    """
 
     up: Rate | UnsetType | None = UNSET
     down: Rate | UnsetType | None = UNSET
+    disk: Annotated[int, Meta(ge=0, le=MAX_QUOTA)] | UnsetType = UNSET
     path: AbsolutePath | None = None
 
 
@@ -78,6 +91,7 @@ def bind_files(runtime: Runtime) -> Handlers:
         "file.share": Handler(ShareArguments, verbs.share),
         "file.put": Handler(PutArguments, verbs.put),
         "file.get": Handler(FetchArguments, verbs.get),
+        "file.read": Handler(ReadArguments, verbs.read),
         "file.list": Handler(NoArguments, verbs.list),
         "file.remove": Handler(LinkArguments, verbs.remove),
         "file.pin": Handler(LinkArguments, verbs.pin),
@@ -115,7 +129,7 @@ class FileVerbs:
 
     async def pin(self, args: LinkArguments, answers: Answers) -> JSON:
         """Keep a file or folder in this node's own storage."""
-        pin, link = await self._runtime.services.files.pin(FileLink.parse(args.link), answers.progress)
+        pin, link = await self._runtime.services.files.pin(FileLink.parse(args.link), telling(answers))
         return {"link": link.urn, "name": pin.name, "size": pin.total}
 
     async def unpin(self, args: LinkArguments, _answers: Answers) -> JSON:
@@ -130,11 +144,7 @@ class FileVerbs:
             MalformedError: not a link, or patterns for a file.
             OverlayError: any other of fetching.
         """
-        files, link = self._runtime.services.files, FileLink.parse(args.link)
-
-        def progress(running: Running) -> None:
-            answers.progress(running.present, running.size or 0, _figures(running))
-
+        files, link, progress = self._runtime.services.files, FileLink.parse(args.link), telling(answers)
         if link.kind == "folder":
             order = Order(link, Path(args.path), args.only, overwrite=args.overwrite)
             fetch = await files.get_folder(order, progress, rate=args.rate)
@@ -145,6 +155,16 @@ class FileVerbs:
             link, Path(args.path), progress, overwrite=args.overwrite, rate=args.rate
         )
         return {"path": str(path), "size": size}
+
+    async def read(self, args: ReadArguments, answers: Answers) -> JSON:
+        """Fetch a file and hand it on, piece by piece, one an item."""
+
+        async def take(piece: bytes) -> None:
+            await answers.item({"content": b64encode(piece).decode("ascii")})
+
+        files, folder = self._runtime.services.files, Path(args.folder)
+        await files.read(FileLink.parse(args.link), folder, take, telling(answers), rate=args.rate)
+        return None
 
     async def list(self, _args: NoArguments, answers: Answers) -> JSON:
         """What is offered, then what is pinned, one an item."""
@@ -169,20 +189,39 @@ class FileVerbs:
         """Change the limits of the node, or of one fetch, and tell those of the node.
 
         Raises:
-            MalformedError: a limit up for a fetch.
+            MalformedError: a fetch is to have a limit that only a node has.
             NotFoundError: nothing is being fetched to the path.
+            StorageError: the disk does not work.
         """
-        chunks, files = self._runtime.services.node.chunks, self._runtime.services.files
+        node, files = self._runtime.services.node, self._runtime.services.files
         if args.path is not None:
-            if args.up is not UNSET or args.down is UNSET:
-                raise MalformedError("a fetch is limited down, and not up")
-            files.limit(Path(args.path), args.down)
+            if args.up is not UNSET or args.disk is not UNSET or args.down is UNSET:
+                raise MalformedError("a fetch is limited down, and not up, nor its disk")
+            files.running.limit(Path(args.path), args.down)
             return {"path": args.path, "down": args.down}
+        chunks, storage = node.chunks, node.storage
         if args.up is not UNSET:
             chunks.up.change(args.up)
         if args.down is not UNSET:
             chunks.down.change(args.down)
-        return {"up": chunks.up.rate, "down": chunks.down.rate}
+        evicted = 0 if args.disk is UNSET else await storage.resize(args.disk)
+        return {
+            "up": chunks.up.rate,
+            "down": chunks.down.rate,
+            "disk": storage.quota,
+            "pinned": (await storage.usage(own=True)).bytes,
+            "others": (await storage.usage()).bytes,
+            "evicted": evicted,
+        }
+
+
+def telling(answers: Answers) -> Watch:
+    """Make what tells a program how a fetch stands that it has asked for."""
+
+    def watch(running: Running) -> None:
+        answers.progress(running.present, running.size or 0, _figures(running))
+
+    return watch
 
 
 def _offer(share: Share, link: FileLink) -> JSON:
@@ -211,7 +250,9 @@ def _pinned(pin: Pin, link: FileLink) -> JSON:
 
 def _running(running: Running) -> JSON:
     return {
-        "path": str(running.path),
+        "task": running.task,
+        "name": running.name,
+        "path": None if running.path is None else str(running.path),
         "size": running.size,
         "present": running.present,
         **_figures(running),

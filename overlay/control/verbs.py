@@ -11,7 +11,7 @@ from overlay.chat.service import DEFAULT_LAST
 from overlay.chat.texts import MAX_TITLE_BYTES
 from overlay.chat.views import Entry, Person, PostedFile, SessionInfo
 from overlay.control.choose import Choice, choose
-from overlay.control.file_verbs import bind_files
+from overlay.control.file_verbs import bind_files, telling
 from overlay.control.protocol import JSON
 from overlay.control.runtime import Runtime
 from overlay.control.server import AbsolutePath, Answers, Arguments, Handler, Handlers, NoArguments
@@ -243,7 +243,8 @@ class ChatVerbs:
         session = await self._session(args.session)
         posted = await chat.files(session)
         file = choose("file", "event", args.file, [Choice(each.file, each.name) for each in posted])
-        path, size = await chat.get(session, file, Path(args.path), answers.progress)
+        with self._runtime.services.files.running.watching(telling(answers)) as watch:
+            path, size = await chat.get(session, file, Path(args.path), watch)
         return {"path": str(path), "size": size}
 
     async def _session(self, text: str) -> str:

@@ -32,6 +32,11 @@ class Asked(Container[bytes]):
         """Count the chunks that are asked for, once each."""
         return len(self._entries)
 
+    @property
+    def doubled(self) -> int:
+        """Count the chunks that two requests may bring."""
+        return sum(len(entry.requests) > 1 for entry in self._entries.values())
+
     def __contains__(self, reference: object) -> bool:
         """Whether it need not be asked for, because it is on its way."""
         if reference not in self._entries:

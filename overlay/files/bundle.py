@@ -13,7 +13,7 @@ import anyio
 
 from overlay.errors import MalformedError
 from overlay.files.bell import Bell
-from overlay.files.target import Target
+from overlay.files.sink import Part
 
 
 class Bundle:
@@ -36,8 +36,9 @@ class Bundle:
         self._to_come = size
         self._announced: dict[Path, int] = {}
         self._ended = False
-        self._open: dict[Target, anyio.Event] = {}
-        self._written: dict[Target, None] = {}  # those to flush, in order
+        self._open: dict[Part, anyio.Event] = {}
+        self._written: dict[Part, None] = {}  # those to flush, in order
+        self._given_up: set[Part] = set()
 
     @property
     def tree(self) -> Bundle:
@@ -72,6 +73,10 @@ class Bundle:
             found |= dict.fromkeys(target.tree.wanted(limit - len(found), asked))
         return list(found)
 
+    def unfolds(self, reference: bytes) -> bool:
+        """Whether this is the root of a file, above further nodes."""
+        return any(target.tree.unfolds(reference) for target in self._open)
+
     def take(self, reference: bytes, data: bytes) -> int:
         """Give a chunk to every file that lacks it; see `Target.take`.
 
@@ -101,12 +106,30 @@ class Bundle:
             await target.flush()
             self._look(target)
 
+    @property
+    def lacking(self) -> list[Part]:
+        """The files that are open and lack something."""
+        return [target for target in self._open if not target.tree.finished]
+
+    def look(self, target: Part) -> None:
+        """Notice that something else than the transfer may have brought what a file lacked."""
+        self._look(target)
+
+    def give_up(self, target: Part) -> None:
+        """Let a file go that cannot be had."""
+        self._given_up.add(target)
+        self._open[target].set()
+
     def announce(self, path: Path, size: int) -> None:
         """Say that a file will be there to be brought, which lacks `size` bytes at most."""
         self._announced[path] = size
 
-    async def bring(self, target: Target) -> None:
-        """Let the transfer bring a file that was announced, and wait until nothing of it is missing."""
+    async def bring(self, target: Part) -> bool:
+        """Let the transfer bring a file that was announced, and wait until nothing of it is missing.
+
+        Returns:
+            whether that is so; False if it was given up.
+        """
         self._to_come -= self._announced.pop(target.path)
         event = self._open[target] = anyio.Event()
         self._look(target)
@@ -117,6 +140,7 @@ class Bundle:
             del self._open[target]
             self._written.pop(target, None)
             self.bell.ring()
+        return target not in self._given_up
 
     def end(self) -> None:
         """Say that no further file comes."""
@@ -128,6 +152,6 @@ class Bundle:
             self.begun.set()
         self.bell.ring()
 
-    def _look(self, target: Target) -> None:
+    def _look(self, target: Part) -> None:
         if target.tree.finished and target in self._open:
             self._open[target].set()

@@ -197,6 +197,7 @@ class Circuit:
         self._growing = FIRST_DEPTH  # bytes to ask for at once; 0 when the circuit has been full
         self._rtt_at = now
         self._heard_at = now
+        self._ended = now, now  # of the request of those that ended which was heard last: asked and heard at
 
     @property
     def bandwidth(self) -> float:
@@ -264,6 +265,8 @@ class Circuit:
     def end(self, request: Request) -> None:
         """Note that nothing more comes for `request`."""
         del self.requests[request.number]
+        if request.heard_at > self._ended[1]:
+            self._ended = request.asked_at, request.heard_at
         self.outstanding -= len(request.missing) * self._chunk
         if not self.outstanding:
             self._meter.pause()
@@ -293,9 +296,11 @@ class Circuit:
 
     def stalled(self) -> Iterator[tuple[Request, float]]:
         """Tell for each request since when nothing came that was asked for with it or before it."""
-        since = 0.0
+        asked_at, since = self._ended
         for request in self.requests.values():
-            since = max(since, request.heard_at)
+            before = since if asked_at <= request.asked_at else 0.0
+            since = max(before, request.heard_at)
+            asked_at = request.asked_at
             yield request, since
 
     @property

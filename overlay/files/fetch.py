@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,14 +19,16 @@ from overlay.errors import (
     VerificationError,
 )
 from overlay.files.actions import Ask, Close, Open, Snapshot
+from overlay.files.ahead import Ahead
 from overlay.files.bell import Bell
 from overlay.files.keeper import FreshCircuits, Lender, Loan
 from overlay.files.pace import Pace
-from overlay.files.providers import Reason
+from overlay.files.providers import Candidates, Reason
 from overlay.files.sink import Sink
 from overlay.files.transfer import MAX_CIRCUITS, Transfer
 from overlay.identity import NodeIdentifier
 from overlay.peer.node import Node
+from overlay.units.eris import chunk_reference
 
 FLUSH_CHUNKS = 16
 """Chunks of one request that are written together: half a MiB, so that steps of threads are not felt."""
@@ -45,7 +47,7 @@ _FAILURES: dict[Reason, OverlayError] = {
 async def fetch(
     node: Node,
     target: Sink,
-    providers: Iterable[NodeIdentifier],
+    candidates: Candidates,
     report: Report | None = None,
     *,
     max_circuits: int = MAX_CIRCUITS,
@@ -58,7 +60,7 @@ async def fetch(
     Args:
         node: opens the circuits.
         target: what is fetched; not finished here.
-        providers: nodes that may have it, the best first.
+        candidates: nodes that may have it.
         report: told after each step.
         max_circuits: circuits at once.
         pace: how fast it may be.
@@ -73,7 +75,9 @@ async def fetch(
         StorageError: the disk is full or fails.
         Failed or cancelled, the target has all that came.
     """
-    transfer = Transfer(target.tree, providers, chunk_bytes=target.tree.block_size, max_circuits=max_circuits)
+    transfer = Transfer(
+        target.tree, candidates, chunk_bytes=target.tree.block_size, max_circuits=max_circuits
+    )
     driver = _Driver(node, target, transfer, report, pace or Pace(shared=node.chunks.down))
     driver.lender = circuits or driver.lender
     driver.bell = bell or driver.bell
@@ -104,6 +108,7 @@ class _Driver:
         self._report = report
         self._pace = pace
         self._circuits: dict[int, _Circuit] = {}
+        self._ahead = Ahead(target.tree)
         self.lender: Lender = FreshCircuits(node)
         self.bell = Bell()
 
@@ -129,7 +134,7 @@ class _Driver:
             case Ask(number, request, references):
                 circuit = self._circuits[number]
                 if circuit.loan is not None:
-                    tasks.start_soon(self._ask, circuit, circuit.loan, request, references)
+                    tasks.start_soon(self._ask, circuit.loan, request, references)
             case Close(number):
                 if number in self._circuits:
                     self._close(self._circuits.pop(number))
@@ -147,6 +152,7 @@ class _Driver:
                     circuit.loan = loan
                     self._transfer.opened(number, anyio.current_time())
                     self.bell.ring()
+                    await self._ask_ahead(loan)
                     await loan.channel.wait_closed()
                 self._transfer.lost(number, anyio.current_time())
             except OverlayError as error:
@@ -155,12 +161,13 @@ class _Driver:
             self._circuits.pop(number, None)
             self.bell.ring()
 
-    async def _ask(self, circuit: _Circuit, loan: Loan, request: int, references: Sequence[bytes]) -> None:
+    async def _ask(self, loan: Loan, request: int, references: Sequence[bytes]) -> None:
         taken = 0
 
         async def take(reference: bytes, chunk: bytes) -> None:
             nonlocal taken
             await self._pace.pass_on(len(chunk))
+            await self._ahead.wait(reference)
             taken += 1
             self._take(request, reference, chunk)
             if taken % FLUSH_CHUNKS == 0:
@@ -168,13 +175,36 @@ class _Driver:
 
         with suppress(StorageError, MalformedError):  # noted; the run ends with it
             try:
-                await self._node.chunks.fetch_over(loan.channel, circuit.provider, references, take)
+                await self._node.chunks.fetch_over(loan.channel, references, take)
             except OverlayError as error:
                 lied = isinstance(error, VerificationError)
                 self._transfer.failed(request, anyio.current_time(), lied=lied)
             await self._flush()
             self._transfer.answered(request, (), anyio.current_time())
         self.bell.ring()
+
+    async def _ask_ahead(self, loan: Loan) -> None:
+        chosen = self._ahead.choose()
+        if chosen is None:
+            return
+        root, number = chosen
+        with suppress(OverlayError), self._ahead.asking():  # a courtesy, which nobody owes
+            chunk = await self._node.chunks.unfold_over(loan.channel, root, number)
+            await self._pace.pass_on(len(chunk))
+            self._ahead.keep(chunk)
+        if not self._target.tree.unfolds(root):
+            with suppress(MalformedError):  # noted; the run ends with it
+                self._take_ahead()
+            self.bell.ring()
+
+    def _take_ahead(self) -> None:
+        """Hand the target what came ahead of a root that is here.
+
+        Raises:
+            MalformedError: see `_take`.
+        """
+        for chunk in self._ahead.take():
+            self._take(0, chunk_reference(chunk), chunk)
 
     def _take(self, request: int, reference: bytes, chunk: bytes) -> None:
         """Hand a chunk to the target.
@@ -187,6 +217,7 @@ class _Driver:
         except MalformedError as error:
             self.error = error
             raise
+        self._take_ahead()
         self._transfer.progressed(request, reference, anyio.current_time())
 
     async def _flush(self) -> None:

@@ -17,7 +17,7 @@ from overlay.errors import RefusedError
 from overlay.files.manifest import Entry, write_manifest
 from overlay.files.share_records import Share
 from overlay.files.shares import FolderShare, Progress, Shares
-from overlay.files.walk import Item, Survey, Walk, survey
+from overlay.files.walk import Item, Survey, Walk, refuse_home, survey
 from overlay.units.capability import PAIR_BYTES, ReadCapability, apply_cipher
 from overlay.units.decode import read_pairs, unpad
 
@@ -52,12 +52,14 @@ async def share_folder(
 
     Raises:
         NotFoundError: there is no such folder.
-        RefusedError: something in it cannot be read, or changed meanwhile.
+        RefusedError: something in it cannot be read, or changed meanwhile; or it contains the home of a node,
+            or is in one.
         MalformedError: a name in it, or its own, cannot be told to others.
         StorageError: the disk is full or does not work.
         After failure or cancellation nothing more is offered than before.
     """
     root = Path(await anyio.Path(path).resolve())
+    await to_thread.run_sync(refuse_home, root)
     async with shares.folder(root, name=name or path.name) as folder:
         before = await to_thread.run_sync(survey, root)
         manifest = await _add_all(folder, root, before, progress)

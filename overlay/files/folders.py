@@ -4,8 +4,8 @@ The manifest is fetched first, into a hidden file beside the folder, and read th
 anything is created. Then files come, several at once, each as a fetch of its own that goes on where an
 earlier one ended: those of small chunks, then those of large ones, each kind in one transfer.
 
-A file that is there with the size and the time of the manifest counts as fetched: it gets its time before it
-gets its name, so nothing else that a fetch leaves looks like that. Its content is not looked at again.
+A file that is there with the size that the manifest says is compared first, see `overlay.files.standing`, and
+counts as fetched only if its content is right. That too is done before anything is created.
 
 The hidden file stays locked as long as the fetch goes on, so two of one folder to one place never meet. The
 next fetch verifies it anew, by the capability.
@@ -14,31 +14,34 @@ next fetch verifies it anew, by the capability.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 from anyio import to_thread
 
-from overlay.errors import MalformedError, NotFoundError, OverlayError, RefusedError
+from overlay.errors import MalformedError, NotFoundError, OverlayError, RefusedError, UnreachableError
 from overlay.files.actions import Snapshot
 from overlay.files.bundle import Bundle
-from overlay.files.gathering import gather, take_local
+from overlay.files.gathering import Report, gather_from_others
+from overlay.files.here import is_folder_here, take_from_here
 from overlay.files.keeper import CircuitKeeper, open_keeper
 from overlay.files.landing import Landing
-from overlay.files.links import FileLink
-from overlay.files.manifest import Entry, ManifestReader, check_manifest_bytes
+from overlay.files.manifest import Entry, check_manifest_bytes
+from overlay.files.missing import Meeting, Missing, try_alone
+from overlay.files.order import Found, Order
 from overlay.files.pace import Pace
 from overlay.files.partial import Details
+from overlay.files.providers import Candidates
+from overlay.files.reading import Reading
 from overlay.files.selection import select
-from overlay.files.sink import ManifestSink
+from overlay.files.sink import ManifestSink, Sink
+from overlay.files.standing import Standing
 from overlay.files.target import Target, open_target
 from overlay.files.walk import is_unfinished
-from overlay.identity import NodeIdentifier
 from overlay.peer.node import Node
 from overlay.units.capability import ReadCapability
 
@@ -49,50 +52,25 @@ MAX_OPEN_BYTES = 64 << 20
 """Bytes that the files fetched at once lack, from which no further one is begun: twice what all circuits have
 under way. It bounds what the trees of many large files take in memory."""
 
-PIECE_BYTES = 65_536
-"""Bytes of a manifest that are read in one step of a thread: some 500 entries."""
-
-DEFAULT_NAME = "folder"
-"""What a folder is called whose link does not say it."""
+_DONE, _STANDING, _LACKING = range(3)  # of an entry: nothing is to do, to be compared, to be fetched
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What is asked for.
+class _Job(NamedTuple):
+    """A file that is being compared or fetched.
 
     Attributes:
-        link: of a folder.
-        destination: the folder that it is put into; made if only the last of its names is missing.
-        only: patterns of what is wanted of it; none for all.
-        overwrite: whether files may be replaced that are there and do not look as they will.
+        number: among those that are wanted.
+        entry: what it is.
+        path: where it is, or will be.
+        handle: descriptor of it, or of the folder that it will be in; closed in any case.
+        bundle: has it brought.
     """
 
-    link: FileLink
-    destination: Path
-    only: Sequence[str] = ()
-    overwrite: bool = False
-
-    @property
-    def path(self) -> Path:
-        """Where the folder will be."""
-        return self.destination / (self.link.name or DEFAULT_NAME)
-
-
-@dataclass(slots=True)
-class Found:
-    """What a manifest asks for, of what is wanted of it.
-
-    Attributes:
-        files: how many.
-        size: their bytes.
-        lacking: bytes of those that are not there, by the size of their chunks.
-        folders: those in which nothing is.
-    """
-
-    files: int = 0
-    size: int = 0
-    lacking: Counter[int] = field(default_factory=Counter)
-    folders: int = 0
+    number: int
+    entry: Entry
+    path: Path
+    handle: int
+    bundle: Bundle
 
 
 Watch = Callable[["FolderFetch"], None]
@@ -105,13 +83,14 @@ class FolderFetch:
     Args:
         node: who asks.
         order: what is asked for.
-        providers: nodes that may have it, the best first.
+        candidates: nodes that may have it.
         watch: told after each step.
         pace: how fast it may be.
 
     Attributes:
         found: what the manifest asks for; None until it was read.
         snapshot: how the transfer stands that goes on; None between two.
+        missing: files that are not to be had.
 
     Raises:
         MalformedError: a pattern is not one.
@@ -121,21 +100,23 @@ class FolderFetch:
         self,
         node: Node,
         order: Order,
-        providers: Sequence[NodeIdentifier],
+        candidates: Candidates,
         watch: Watch | None = None,
         pace: Pace | None = None,
     ) -> None:
         self.found: Found | None = None
         self.snapshot: Snapshot | None = None
+        self.missing = Missing()
         self._node = node
         self._order = order
-        self._providers = providers
+        self._candidates = candidates
         self._watch = watch
         self._pace = pace
         self._is_wanted = select(order.only) if order.only else None
         self._bundle: Bundle | None = None
         self._files = 0  # that are being fetched
-        self._is_here = False  # whether this node has some of the manifest, and so perhaps of the files
+        self._states = bytearray()  # of each entry that is wanted
+        self._is_here = False  # whether this node has all that is wanted, and nobody else is asked
 
     @property
     def size(self) -> int | None:
@@ -152,8 +133,8 @@ class FolderFetch:
         """Bytes of them that are there."""
         if self.found is None:
             return 0
-        later = self.found.lacking.total()
-        return self.found.size - later - (self._bundle.missing if self._bundle else 0)
+        later = self.found.standing.total() + self.found.lacking.total()
+        return self.found.size - later - self.missing.bytes - (self._bundle.missing if self._bundle else 0)
 
     async def run(self) -> Found:
         """Fetch it; what an earlier attempt left is gone on with.
@@ -166,7 +147,8 @@ class FolderFetch:
                 What can be seen is told before anything is created.
             MalformedError: the manifest, or what it leads to, is not what it should be.
             NotFoundError: nothing in it is wanted, there is no such destination, or nobody has all of it.
-            UnreachableError: nobody who may have the rest was reached.
+                Files that can be had are there then.
+            UnreachableError: nobody who may have the rest was reached; the same.
             VerificationError: those who answered sent something else.
             StorageError: the disk is full or fails.
             Failed or cancelled, files that are whole stay, what came of others is kept, and the next attempt
@@ -177,20 +159,22 @@ class FolderFetch:
         async with (
             open_keeper(self._node) as circuits,
             _landing(order) as landing,
-            # It is never finished, so nothing of this name is touched.
             open_target(
                 order.path.with_name(f"{order.path.name}.manifest"),
                 order.link.capability,
                 size=order.link.size,
-                overwrite=True,
+                nameless=True,
             ) as manifest,
         ):
-            found = self.found = await self._read(manifest, landing, circuits)
+            found = await self._read(manifest, landing, circuits)
             self._tell(None)
+            await to_thread.run_sync(landing.check_room, found.lacking.total() - found.kept)
             await self._make_folders(manifest, landing)
             for block_size in sorted(found.lacking):
                 self._bundle = Bundle(block_size, found.lacking.pop(block_size))
-                await self._fetch_files(manifest, landing, self._bundle, circuits)
+                await self._go_through(manifest, landing, self._bundle, circuits, _LACKING)
+            if self.missing.files:
+                raise self.missing.error(found.files)
             await manifest.discard()
         return found
 
@@ -203,22 +187,45 @@ class FolderFetch:
             RefusedError: see `run`.
             OverlayError: any other that `run` raises.
         """
-        sink, before = ManifestSink(manifest), manifest.tree.present
+        sink, link = ManifestSink(manifest), self._order.link
+        self._is_here = await is_folder_here(self._node, link.capability, link.size, self._is_wanted)
         try:
-            await take_local(self._node, sink)
-            self._is_here = manifest.tree.present > before
-            await self._gather(sink, circuits)
-            return await self._examine(manifest, landing)
+            if self._is_here:
+                await take_from_here(self._node, sink)
+            await self._gather(sink, self._tell, circuits)
+            found = self.found = await self._examine(manifest, landing)
+            for block_size in sorted(found.standing):
+                self._bundle = Bundle(block_size, found.standing.pop(block_size))
+                await self._go_through(manifest, landing, self._bundle, circuits, _STANDING)
         except (MalformedError, NotFoundError, RefusedError) as error:
             if manifest.tree.finished or isinstance(error, MalformedError):
                 await manifest.discard()
             raise
+        return found
 
-    async def _gather(self, sink: Bundle | ManifestSink, circuits: CircuitKeeper) -> None:
+    async def _gather(self, sink: Sink, report: Report, circuits: CircuitKeeper) -> None:
         bell = sink.bell if isinstance(sink, Bundle) else None
-        await gather(
-            self._node, sink, self._providers, self._tell, pace=self._pace, circuits=circuits, bell=bell
+        await gather_from_others(
+            self._node, sink, self._candidates, report, self._pace, circuits=circuits, bell=bell
         )
+
+    async def _bring(self, bundle: Bundle, circuits: CircuitKeeper) -> None:
+        """Bring all files of a bundle that are to be had.
+
+        Raises:
+            NotFoundError: see `run`.
+            UnreachableError: see `run`.
+            OverlayError: any other that `run` raises.
+        """
+        await bundle.begun.wait()
+        while not bundle.finished:
+            meeting = Meeting(self._tell)
+            try:
+                await self._gather(bundle, meeting, circuits)
+            except (NotFoundError, UnreachableError):
+                if not meeting.met:
+                    raise
+                await try_alone(bundle, self.missing, partial(self._gather, circuits=circuits), self._tell)
 
     def _tell(self, snapshot: Snapshot | None) -> None:
         self.snapshot = snapshot
@@ -232,7 +239,7 @@ class FolderFetch:
             NotFoundError: nothing in it is wanted.
             MalformedError, RefusedError, StorageError: see `run`.
         """
-        found, reading = Found(), _Reading(manifest, self._is_wanted)
+        found, reading = Found(), Reading(manifest, self._is_wanted)
         while (entries := await reading.next()) is not None:
             await to_thread.run_sync(partial(self._count, entries, landing, found))
         if self._is_wanted is not None and not found.files and not found.folders:
@@ -246,16 +253,26 @@ class FolderFetch:
             state = landing.look(entry)
             if entry.capability is None:
                 found.folders += 1
+                self._states.append(_DONE)
                 continue
-            if state == "other" and not self._order.overwrite:
-                raise RefusedError(
-                    f"{landing.path.joinpath(*entry.path)} exists already, and is another file: "
-                    "name another place, or replace what is there with --force"
-                )
+            if state == "other":
+                self._check_replaceable(landing.path.joinpath(*entry.path))
             found.files += 1
             found.size += entry.size
-            if state != "done":
+            if state == "there":
+                found.standing[entry.capability.block_size] += entry.size
+                self._states.append(_STANDING)
+            else:
                 found.lacking[entry.capability.block_size] += entry.size
+                found.kept += min(entry.size, landing.kept(entry))
+                self._states.append(_LACKING)
+
+    def _check_replaceable(self, path: Path) -> None:
+        if not self._order.overwrite:
+            raise RefusedError(
+                f"{path} exists already, and is another file: "
+                "name another place, or replace what is there with --force"
+            )
 
     async def _make_folders(self, manifest: Target, landing: Landing) -> None:
         """Make the folder, and those in which nothing is."""
@@ -265,24 +282,23 @@ class FolderFetch:
                 if entry.capability is None:
                     landing.make(entry.path)
 
-        reading = _Reading(manifest, self._is_wanted)
+        reading = Reading(manifest, self._is_wanted)
         await to_thread.run_sync(landing.make, ())
         while (entries := await reading.next()) is not None:
             await to_thread.run_sync(make, entries)
 
-    async def _fetch_files(
-        self, manifest: Target, landing: Landing, bundle: Bundle, circuits: CircuitKeeper
+    async def _go_through(
+        self, manifest: Target, landing: Landing, bundle: Bundle, circuits: CircuitKeeper, state: int
     ) -> None:
-        """Fetch the files whose chunks have the size of those of a bundle.
+        """Compare or fetch the files in this state whose chunks have the size of those of a bundle.
 
         Raises:
             OverlayError: see `run`.
         """
         failures: list[OverlayError] = []
 
-        def lacking(entries: Sequence[Entry]) -> list[Entry]:
-            kind = [it for it in entries if it.capability and it.capability.block_size == bundle.block_size]
-            return [entry for entry in kind if landing.look(entry) != "done"]
+        def begin(entry: Entry) -> int:
+            return landing.open(entry) if state == _STANDING else landing.enter(entry.path[:-1])
 
         async with anyio.create_task_group() as tasks:
 
@@ -294,93 +310,90 @@ class FolderFetch:
                     tasks.cancel_scope.cancel()
 
             async def feed() -> None:
-                reading = _Reading(manifest, self._is_wanted)
+                work = self._compare_file if state == _STANDING else self._fetch_file
+                reading, count = Reading(manifest, self._is_wanted), 0
                 while (entries := await reading.next()) is not None:
-                    for entry in await to_thread.run_sync(lacking, entries):
+                    for number, entry in self._select(entries, count, state, bundle.block_size):
                         await self._wait_for_room(bundle)
-                        folder = await to_thread.run_sync(landing.enter, entry.path[:-1])
-                        path = landing.path.joinpath(*entry.path)
-                        bundle.announce(path, entry.size)
+                        handle = await to_thread.run_sync(begin, entry)
+                        job = _Job(number, entry, landing.path.joinpath(*entry.path), handle, bundle)
+                        bundle.announce(job.path, entry.size)
                         self._files += 1
-                        tasks.start_soon(attempt, partial(self._fetch_file, entry, path, folder, bundle))
+                        tasks.start_soon(attempt, partial(work, job))
+                    count += len(entries)
                 bundle.end()
 
-            async def bring() -> None:
-                await bundle.begun.wait()
-                if not bundle.finished:
-                    await self._gather(bundle, circuits)
-
             tasks.start_soon(attempt, feed)
-            await attempt(bring)
+            await attempt(partial(self._bring, bundle, circuits))
         if failures:
             raise failures[0]
+
+    def _select(
+        self, entries: Sequence[Entry], count: int, state: int, block_size: int
+    ) -> list[tuple[int, Entry]]:
+        """Give the entries in a state, with their numbers among those that are wanted: `count` are before."""
+        return [
+            (number, entry)
+            for number, entry in enumerate(entries, count)
+            if self._states[number] == state and _capability(entry).block_size == block_size
+        ]
 
     async def _wait_for_room(self, bundle: Bundle) -> None:
         while self._files and (self._files >= MAX_OPEN_FILES or bundle.begun_bytes >= MAX_OPEN_BYTES):
             await bundle.bell.next.wait()
 
-    async def _fetch_file(self, entry: Entry, path: Path, folder: int, bundle: Bundle) -> None:
-        """Fetch one file.
+    @contextmanager
+    def _under_way(self, job: _Job) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            os.close(job.handle)
+            self._files -= 1
+            job.bundle.bell.ring()
 
-        Args:
-            entry: what it is.
-            path: where it will be.
-            folder: descriptor of the folder that it is in; closed in any case.
-            bundle: has it brought.
+    async def _compare_file(self, job: _Job) -> None:
+        """Compare a file that is there with what should be.
+
+        Raises:
+            RefusedError: it is another one, and may not be replaced.
+            OverlayError: any other that `run` raises.
+        """
+        entry = job.entry
+        with self._under_way(job):
+            standing = Standing(job.path, job.handle, _capability(entry), entry.size)
+            await standing.flush()
+            if self._is_here:
+                await take_from_here(self._node, standing)
+            if not await job.bundle.bring(standing):
+                self.missing.add(entry, entry.size)
+            elif standing.differs:
+                self._check_replaceable(job.path)
+                if self.found is not None:
+                    self.found.lacking[job.bundle.block_size] += entry.size
+                self._states[job.number] = _LACKING
+
+    async def _fetch_file(self, job: _Job) -> None:
+        """Fetch one file.
 
         Raises:
             OverlayError: see `run`.
         """
-        try:
+        entry = job.entry
+        with self._under_way(job):
             async with open_target(
-                path,
+                job.path,
                 _capability(entry),
                 size=entry.size,
                 overwrite=self._order.overwrite,
-                folder=folder,
+                folder=job.handle,
             ) as target:
                 if self._is_here:
-                    await take_local(self._node, target)
-                await bundle.bring(target)
-                await target.finish(Details(entry.modified, entry.executable))
-        finally:
-            os.close(folder)
-            self._files -= 1
-            bundle.bell.ring()
-
-
-class _Reading:
-    """Goes through a manifest once, a few hundred entries at a time.
-
-    Args:
-        manifest: all of it was fetched.
-        is_wanted: says which entries to give; None for all.
-    """
-
-    def __init__(self, manifest: Target, is_wanted: Callable[[Entry], bool] | None) -> None:
-        self._manifest = manifest
-        self._is_wanted = is_wanted
-        self._reader = ManifestReader()
-        self._offset = 0
-
-    async def next(self) -> list[Entry] | None:
-        """Give the next entries, perhaps none; None at the end.
-
-        Raises:
-            MalformedError: the manifest is not as it must be.
-            StorageError: the disk fails.
-        """
-        left = self._manifest.tree.present - self._offset
-        if not left:
-            self._reader.finish()
-            return None
-        piece = await self._manifest.read(self._offset, min(PIECE_BYTES, left))
-        self._offset += len(piece)
-        return await to_thread.run_sync(self._parse, piece)
-
-    def _parse(self, piece: bytes) -> list[Entry]:
-        entries = self._reader.feed(piece)
-        return entries if self._is_wanted is None else [entry for entry in entries if self._is_wanted(entry)]
+                    await take_from_here(self._node, target)
+                if await job.bundle.bring(target):
+                    await target.finish(Details(entry.modified, entry.executable))
+                else:
+                    left = target.tree.missing
+                    self.missing.add(entry, entry.size if left is None else left)
 
 
 @asynccontextmanager

@@ -1,23 +1,19 @@
-"""Gathering a content: what this node has itself, then the rest from others."""
+"""Gathering a content: from this node where it has all of it, else from others, and from them all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 
 from overlay.errors import UnreachableError
 from overlay.files.actions import Snapshot
 from overlay.files.bell import Bell
 from overlay.files.fetch import fetch
+from overlay.files.here import is_here, take_from_here
 from overlay.files.keeper import Lender
 from overlay.files.pace import Pace
-from overlay.files.sink import Sink
-from overlay.identity import NodeIdentifier
-from overlay.peer.chunks import ChunkSource
+from overlay.files.providers import Candidates
+from overlay.files.sink import Sink, TreeSink
 from overlay.peer.node import Node
-
-LOCAL_CHUNKS = 64
-"""Chunks looked for on this node at once: 2 MiB."""
-
 
 Report = Callable[[Snapshot | None], None]
 """Told now and then how far a transfer is; None before others are asked."""
@@ -25,21 +21,47 @@ Report = Callable[[Snapshot | None], None]
 
 async def gather(
     node: Node,
+    sink: TreeSink,
+    candidates: Candidates,
+    report: Report | None = None,
+    pace: Pace | None = None,
+) -> None:
+    """Bring all that a sink of one content lacks; see `overlay.files.here` for what this node has itself.
+
+    Args:
+        node: looks in what it offers and keeps for itself, and asks others without showing itself.
+        sink: what is fetched; not finished here.
+        candidates: nodes that may have it.
+        report: told once before others are asked, and after each step of fetching from them.
+        pace: how fast it may be, if not as the node's limit allows.
+
+    Raises:
+        OverlayError: any that `gather_from_others` raises.
+        Failed or cancelled, the sink has all that came.
+    """
+    tree = sink.tree
+    if not tree.finished and await is_here(node, tree.capability, tree.size):
+        await take_from_here(node, sink)
+    await gather_from_others(node, sink, candidates, report, pace)
+
+
+async def gather_from_others(
+    node: Node,
     sink: Sink,
-    providers: Iterable[NodeIdentifier],
+    candidates: Candidates,
     report: Report | None = None,
     pace: Pace | None = None,
     *,
     circuits: Lender | None = None,
     bell: Bell | None = None,
 ) -> None:
-    """Bring all that a sink lacks.
+    """Bring all that a sink lacks, whatever this node has of it.
 
     Args:
-        node: looks in what it stores and offers, and asks others without showing itself.
+        node: asks others, without showing itself.
         sink: what is fetched; not finished here.
-        providers: nodes that may have it, the best first.
-        report: told once what this node has itself, and after each step of fetching from others.
+        candidates: nodes that may have it.
+        report: told once before others are asked, and after each step of fetching from them.
         pace: how fast it may be, if not as the node's limit allows.
         circuits: see `fetch`.
         bell: see `fetch`.
@@ -50,7 +72,6 @@ async def gather(
         OverlayError: any other that `fetch` raises.
         Failed or cancelled, the sink has all that came.
     """
-    await take_local(node, sink)
     if report is not None:
         report(None)
     if sink.tree.finished:
@@ -60,7 +81,7 @@ async def gather(
         await fetch(
             node,
             sink,
-            providers,
+            candidates,
             report,
             pace=pace or Pace(shared=node.chunks.down),
             circuits=circuits,
@@ -69,23 +90,3 @@ async def gather(
     except UnreachableError:
         node.check_online()  # where the trouble is here, that is what helps to know
         raise
-
-
-async def take_local(node: Node, sink: Sink) -> None:
-    """Bring what this node stores or offers itself.
-
-    Raises:
-        OverlayError: any of the sink.
-        StorageError: the database does not work.
-    """
-    sources: Sequence[ChunkSource] = [node.storage, *node.chunks.sources]
-    lacking: set[bytes] = set()
-    while wanted := sink.tree.wanted(LOCAL_CHUNKS, lacking):
-        lacking.update(wanted)
-        for source in sources:
-            missing = [reference for reference in wanted if reference in lacking]
-            for reference, chunk in zip(missing, await source.get(missing), strict=True):
-                if chunk is not None:
-                    sink.take(reference, chunk)
-                    lacking.discard(reference)
-        await sink.flush()

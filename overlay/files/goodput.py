@@ -78,6 +78,10 @@ class Goodput:
             return 0.0
         return self._faded(now) / (SMOOTHING * -math.expm1((self._began - now) / SMOOTHING))
 
+    def seconds(self, now: float) -> float:
+        """Seconds since the time is counted."""
+        return 0.0 if self._began is None else now - self._began
+
     def _faded(self, now: float) -> float:
         return self._weight * math.exp((self._at - now) / SMOOTHING)
 
@@ -116,6 +120,10 @@ class Trials:
     def next(self) -> float:
         """When `review` has something to do."""
         return self._next
+
+    def limit(self, count: int) -> None:
+        """Allow at most `count` circuits; whether one more pays is tried as usual."""
+        self.allowed = min(self.allowed, count)
 
     def review(
         self, circuits: Sequence[Circuit], total: int, left: float, now: float, *, steady: bool

@@ -16,15 +16,14 @@ from typing import Literal
 
 from overlay.errors import NotFoundError, RefusedError, StorageError
 from overlay.files.manifest import Entry
-from overlay.files.partial import tidy
+from overlay.files.partial import kept_bytes, tidy
+from overlay.files.room import check_room
 
-State = Literal["absent", "done", "other"]
-"""Of a file: not there; there as the manifest has it; there, but not so."""
-
-TIME_SLACK = 1
-"""Seconds by which a time on disk may differ: some file systems keep every other second only."""
+State = Literal["absent", "there", "other"]
+"""Of a file: not there; there with as many bytes as the manifest says, so perhaps whole; something else."""
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_FOLDER = {errno.ENOTDIR, errno.ELOOP}
 
 
@@ -71,15 +70,52 @@ class Landing:
             if entry.capability is None:
                 if not stat.S_ISDIR(status.st_mode):
                     raise RefusedError(f"{path} is there and no folder: remove it, or name another place")
-                return "done"
+                return "there"
             if not stat.S_ISREG(status.st_mode):
                 raise RefusedError(f"{path} is there and no file: remove it, or name another place")
-            same_time = abs(status.st_mtime_ns // 10**9 - entry.modified) <= TIME_SLACK
-            if not same_time or status.st_size != entry.size:
+            if status.st_size != entry.size:  # times say less: no disk keeps all that a manifest can say
                 return "other"
             if status.st_nlink > 1:
                 tidy(self._handles[-1], entry.path[-1], entry.capability)
-            return "done"
+            return "there"
+
+    def kept(self, entry: Entry) -> int:
+        """Tell how many bytes an earlier attempt left of a file that is not whole.
+
+        Raises:
+            RefusedError: something stands in the way to it.
+            StorageError: the disk fails.
+        """
+        with _explained(self.path.joinpath(*entry.path)):
+            try:
+                folder = self._walk((self.path.name, *entry.path[:-1]), make=False)
+            except FileNotFoundError:
+                return 0
+            return kept_bytes(folder, entry.path[-1], entry.capability) if entry.capability else 0
+
+    def check_room(self, size: int) -> None:
+        """Check that the disk has room for so many bytes more.
+
+        Raises:
+            StorageError: it has not.
+        """
+        with _explained(self.path):
+            check_room(self._handles[0], self.path, size, "make room, or fetch a part with --only")
+
+    def open(self, entry: Entry) -> int:
+        """Open a file to read it.
+
+        Returns:
+            its descriptor, the caller's to close.
+
+        Raises:
+            NotFoundError: it is not there any more.
+            RefusedError: something else is there now.
+            StorageError: it cannot be read.
+        """
+        with _explained(self.path.joinpath(*entry.path)):
+            folder = self._walk((self.path.name, *entry.path[:-1]), make=False)
+            return os.open(entry.path[-1], _FILE_FLAGS, dir_fd=folder)
 
     def enter(self, path: tuple[str, ...]) -> int:
         """Open a folder, and make it and those above it where they are missing.

@@ -21,11 +21,13 @@ from msgspec import Meta
 from overlay.errors import MalformedError
 from overlay.units.capability import CAPABILITY_BYTES, ReadCapability, tree_shape
 from overlay.wire.codec import Count, Message, Timestamp, decode, encode
+from overlay.wire.filenames import STRAY_JOINER
 
 HEADER = b"overlay-folder/1\n"
 """How every manifest begins: what it is, and the version of its format."""
 MAX_ENTRIES = 1_000_000
-"""Entries of a manifest: a source tree of the largest kind has 100,000 files."""
+"""Entries of a manifest, and files and folders that they make: a source tree of the largest kind has 100,000
+files. A path of 300 bytes can make 128 folders, so those on the way count as well."""
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024
 """Bytes of a manifest: a million entries whose paths have 150 bytes."""
 MAX_NAME_BYTES = 255
@@ -41,12 +43,16 @@ MAX_ENTRY_BYTES = MAX_PATH_BYTES + 2 * MAX_DEPTH + 256
 
 _LENGTH_BYTES = 2
 _END_BYTES = 16
-# Fixed, as in the chat: a list that followed Unicode's categories would change from release to release.
+# Fixed, as in the chat: a list that followed Unicode's categories would change from release to release. This
+# is Cc, Cf, Zl and Zp of Unicode 15 but for the two joiners, and what is no text at all.
 _REFUSED_NAMES = re.compile(
-    r"[\x00-\x1f\x7f-\x9f/\\\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+    r"[\x00-\x1f/\\\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200e\u200f"
+    r"\u2028-\u202e\u2060-\u2064\u2066-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000110bd\U000110cd"
+    r"\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"
     r"|^[A-Za-z]:"  # joined to a folder on Windows, it leaves it for another drive
     r"|^[. ]+\Z"  # Windows drops dots and spaces at the end, so that '.. ' is '..'
 )
+_NO_JOINERS = {0x200C: None, 0x200D: None}
 _SHOWN = 120  # characters of a path in an error
 
 
@@ -122,7 +128,7 @@ def check_path(path: tuple[str, ...]) -> None:
         raise MalformedError(f"the path {_show(path)} has not 1 to {MAX_DEPTH} names")
     length = len(path) - 1
     for name in path:
-        if not name or _REFUSED_NAMES.search(name):
+        if not name or _REFUSED_NAMES.search(name) or STRAY_JOINER.search(name):
             raise MalformedError(f"the path {_show(path)} has a name that is not safe: rename it")
         name_length = len(name.encode())
         if name_length > MAX_NAME_BYTES:
@@ -281,6 +287,7 @@ class _Checks:
         self.entries = 0
         self.total = 0
         self._bytes = 0
+        self._made = 0  # files and folders
         self._last: tuple[str, ...] = ()
         self._names: list[set[int]] = []
 
@@ -301,13 +308,15 @@ class _Checks:
         """
         self.entries += 1
         self.total += entry.size
-        if self.entries > MAX_ENTRIES:
-            raise MalformedError(f"a folder has more than {MAX_ENTRIES} entries")
         if self.total > MAX_TOTAL_BYTES:
             raise MalformedError("the files of a folder are together larger than any disk")
         if entry.path <= self._last:
             raise MalformedError(f"the entry {_show(entry.path)} of a folder is there twice or out of order")
-        self._add_names(entry.path, _count_shared(self._last, entry.path))
+        shared = _count_shared(self._last, entry.path)
+        self._made += len(entry.path) - shared
+        if self._made > MAX_ENTRIES:  # there are at least as many as entries
+            raise MalformedError(f"a folder has more than {MAX_ENTRIES} files and folders in it")
+        self._add_names(entry.path, shared)
         self._last = entry.path
 
     def end(self) -> bytes:
@@ -332,7 +341,7 @@ class _Checks:
                 self._names.append(set())
             # The hash takes a third of the memory; that two names share one by chance is as likely as
             # one in 10^7 for a million names, and costs no more than a refusal.
-            name = hash(_fold(path[depth]))
+            name = hash(fold(path[depth]))
             if name in self._names[depth]:
                 raise MalformedError(
                     f"{_show(path)} has the name of something else on other systems: rename it"
@@ -363,9 +372,12 @@ def _count_shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
     return count
 
 
-def _fold(name: str) -> str:
-    """What is equal for names that macOS or Windows take for one: Unicode's canonical caseless matching."""
-    decomposed = unicodedata.normalize("NFD", name.rstrip(". "))
+def fold(name: str) -> str:
+    """What is equal for names that macOS or Windows take for one: Unicode's canonical caseless matching.
+
+    Joiners go: to HFS+ they are not there.
+    """
+    decomposed = unicodedata.normalize("NFD", name.rstrip(". ").translate(_NO_JOINERS))
     return unicodedata.normalize("NFD", decomposed.casefold())
 
 

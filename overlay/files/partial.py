@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overlay.errors import MalformedError, NotFoundError, OverlayError, RefusedError, StorageError
+from overlay.files.room import check_room
 from overlay.units.capability import ReadCapability, apply_cipher, chunk_reference
 from overlay.units.tree import Piece, Place
 
@@ -22,6 +23,7 @@ MAX_NAME_BYTES = 220
 _PADDING = b"\x80"
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_PERMISSIONS, _READING, _EXECUTION = 0o777, 0o444, 0o111
 _NOT_A_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO}
 
 
@@ -53,22 +55,46 @@ class PartialFiles:
         self._folder = os.open(path.parent, flags) if folder is None else os.dup(folder)
         self._content_name, self._nodes_name = f"{stem}.part", f"{stem}.nodes"
         self._handles: dict[str, int] = {}
+        self._mode: int | None = None  # of the file that is replaced
+        self._is_nameless = False
         self._gone = False
 
-    def open(self) -> None:
+    def open(self, *, nameless: bool = False) -> None:
         """Open what is there, or make it, and lock it.
+
+        Args:
+            nameless: whether it will never be published: whatever has the name means nothing then.
 
         Raises:
             RefusedError: another fetch has it, or some of the names do not belong to files of this user.
         """
         self._content = self._handles[self._content_name] = self._open_locked()
         self._nodes = self._handles[self._nodes_name] = self._open_own(self._nodes_name)
-        self._check_target()
+        self._is_nameless = nameless
+        if not nameless:
+            self._check_target()
+            if self._mode is not None:  # nobody else is to read the new one either, and not before either
+                os.fchmod(self._content, self._mode | stat.S_IRUSR | stat.S_IWUSR)
+
+    @property
+    def hint(self) -> str:
+        """Where content is kept until the file is whole, for an error; nothing if it will be no file."""
+        return "" if self._is_nameless else f" in {self._path.with_name(self._content_name)}"
 
     @property
     def empty(self) -> bool:
         """Whether nothing is there of an earlier run."""
         return not any(os.fstat(handle).st_size for handle in self._handles.values())
+
+    def check_room(self, size: int) -> None:
+        """Check that the disk has room for content of so many bytes, those counted that are on it.
+
+        Raises:
+            StorageError: it has not.
+        """
+        needed = size - os.fstat(self._content).st_blocks * 512
+        kept = "" if self.empty else f", or remove what came, which is kept{self.hint}"
+        check_room(self._content, self._path, needed, f"make room and give the same command again{kept}")
 
     def write(self, pieces: Iterable[Piece], nodes: Iterable[tuple[int, bytes]]) -> None:
         """Write content at its places, and chunks of nodes by their numbers."""
@@ -97,7 +123,7 @@ class PartialFiles:
         """Bring the whole content to the disk."""
         os.ftruncate(self._content, size)
         if details is not None:
-            _describe(self._content, details)
+            self._describe(details)
         os.fsync(self._content)
 
     def publish(self) -> None:
@@ -107,6 +133,8 @@ class PartialFiles:
             RefusedError: something else has it, and may not be overwritten.
         """
         self._check_target()
+        if self._mode is not None:
+            os.fchmod(self._content, self._mode)
         # The content is last to lose its hidden name: with it, the next who fetches this may begin.
         self._unlink(self._nodes_name)
         if not self._overwrite and self._link():
@@ -189,6 +217,20 @@ class PartialFiles:
             raise RefusedError(f"{self._path} is not a file: name another path to write to")
         if not self._overwrite:
             raise RefusedError(f"{self._path} exists already: name another path to write to")
+        if self._mode is None:
+            self._mode = mode & _PERMISSIONS
+
+    def _describe(self, details: Details) -> None:
+        mode = os.fstat(self._content).st_mode if self._mode is None else self._mode
+        mode &= _PERMISSIONS & ~_EXECUTION
+        if details.executable:
+            mode |= (mode & _READING) >> 2
+        if self._mode is None:
+            os.fchmod(self._content, mode)
+        else:
+            self._mode = mode
+        with suppress(OSError, OverflowError):  # not every file system knows every time
+            os.utime(self._content, ns=(details.modified * 10**9,) * 2)
 
     def _link(self) -> bool:
         """Name the content, unless the name was taken in this very moment; False where links are unknown.
@@ -213,16 +255,14 @@ class PartialFiles:
 
     def _find_leaf(self, place: Place, block: int, size: int | None) -> Found:
         start = place.first * block
-        if not place.last:
-            if self._is_hole(start, block):
-                return Found(place, held=False)
-            return Found(place, held=_matches(place, os.pread(self._content, block, start)))
-        length = block - 1 if size is None else size - start
-        leaf = (os.pread(self._content, length, start) + _PADDING).ljust(block, b"\0")
-        if size is None:  # its end is not marked on disk: it is received once more, and then known
-            chunk = apply_cipher(place.key, 0, leaf)
-            return Found(place, held=False, chunk=chunk if chunk_reference(chunk) == place.reference else b"")
-        return Found(place, held=_matches(place, leaf))
+        if not place.last and self._is_hole(start, block):
+            return Found(place, held=False)
+        if not place.last or size is not None:
+            return Found(place, held=holds_leaf(self._content, place, block, size))
+        # Its end is not marked on disk: it is received once more, and then known.
+        leaf = (os.pread(self._content, block - 1, start) + _PADDING).ljust(block, b"\0")
+        chunk = apply_cipher(place.key, 0, leaf)
+        return Found(place, held=False, chunk=chunk if chunk_reference(chunk) == place.reference else b"")
 
     def _is_hole(self, offset: int, length: int) -> bool:
         try:
@@ -236,6 +276,7 @@ def open_partial(
     capability: ReadCapability,
     overwrite: bool,  # noqa: FBT001 - for a thread
     folder: int | None = None,
+    nameless: bool = False,  # noqa: FBT001, FBT002 - the same
 ) -> PartialFiles:
     """Open what an earlier run left, or begin anew.
 
@@ -249,7 +290,7 @@ def open_partial(
         with ExitStack() as stack:
             files = PartialFiles(path, _stem(path.name, capability), overwrite=overwrite, folder=folder)
             stack.callback(files.close)
-            files.open()
+            files.open(nameless=nameless)
             stack.pop_all()
     except OSError as error:
         failure: OverlayError = _why_not_opened(path, error)
@@ -292,12 +333,40 @@ def _why_not_opened(path: Path, error: OSError) -> OverlayError:
     return StorageError(f"{path} cannot be written: {error.strerror}")
 
 
-def _describe(handle: int, details: Details) -> None:
-    if details.executable:
-        mode = stat.S_IMODE(os.fstat(handle).st_mode)
-        os.fchmod(handle, mode | (mode & 0o444) >> 2)
-    with suppress(OSError, OverflowError):  # not every file system knows every time
-        os.utime(handle, ns=(details.modified * 10**9,) * 2)
+def kept_bytes(folder: int, name: str, capability: ReadCapability) -> int:
+    """Tell how many bytes a fetch that was not finished has of a file on the disk.
+
+    Args:
+        folder: descriptor of the folder that the file will be in.
+        name: of the file.
+        capability: what it is.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    try:
+        hidden = f"{_stem(name, capability)}.part"
+        return os.stat(hidden, dir_fd=folder, follow_symlinks=False).st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def holds_leaf(handle: int, place: Place, block: int, size: int | None) -> bool:
+    """Tell whether a file has a leaf at its place.
+
+    Args:
+        handle: of the file.
+        place: of the leaf.
+        block: bytes of a chunk.
+        size: bytes of the content; None only where more content follows the leaf.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    start = place.first * block
+    if size is None or not place.last:
+        return _matches(place, os.pread(handle, block, start))
+    return _matches(place, (os.pread(handle, size - start, start) + _PADDING).ljust(block, b"\0"))
 
 
 def _matches(place: Place, leaf: bytes) -> bool:

@@ -39,6 +39,11 @@ PINS_SCHEMA = Schema(
         ) STRICT, WITHOUT ROWID;
         CREATE INDEX pin_chunks_by_pin ON pin_chunks (pin);
         """,
+        # Whether a chunk was brought for this pin; before, it was enough that it was here for another.
+        """
+        ALTER TABLE pin_chunks ADD COLUMN brought INTEGER NOT NULL DEFAULT 0;
+        UPDATE pin_chunks SET brought = 1;
+        """,
     ),
 )
 
@@ -115,6 +120,20 @@ def note(connection: apsw.Connection, pin: int, references: Iterable[bytes]) -> 
         "INSERT OR IGNORE INTO pin_chunks (reference, pin) VALUES (?, ?)",
         ((reference, pin) for reference in sorted(references)),
     )
+
+
+def note_brought(connection: apsw.Connection, pin: int, references: Iterable[bytes]) -> None:
+    """Note chunks that were brought for a pin, after they were kept."""
+    connection.executemany(
+        "UPDATE pin_chunks SET brought = 1 WHERE reference = ? AND pin = ?",
+        ((reference, pin) for reference in sorted(references)),
+    )
+
+
+def brought(connection: apsw.Connection, pin: int, references: Sequence[bytes]) -> list[bool]:
+    """Tell of each reference whether its chunk was brought for a pin; it may have been lost since."""
+    query = "SELECT EXISTS (SELECT 1 FROM pin_chunks WHERE reference = ? AND pin = ? AND brought)"
+    return [bool(connection.execute(query, (reference, pin)).get) for reference in references]
 
 
 def needed(connection: apsw.Connection, references: Sequence[bytes]) -> list[bool]:

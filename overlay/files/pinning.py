@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 from overlay.errors import OverlayError
 from overlay.files.actions import Snapshot
-from overlay.files.gathering import Report, gather
+from overlay.files.gathering import Report, gather, gather_from_others
+from overlay.files.here import is_folder_here, take_from_here
 from overlay.files.keeper import CircuitKeeper, open_keeper
 from overlay.files.links import FileLink
 from overlay.files.manifest import ManifestReader, check_manifest_bytes
+from overlay.files.pace import Pace
 from overlay.files.pins import Pin, Pins, PinSink
-from overlay.files.shares import Progress
-from overlay.files.sink import ManifestSink
-from overlay.identity import NodeIdentifier
+from overlay.files.providers import Candidates
+from overlay.files.running import Step
+from overlay.files.sink import ManifestSink, TreeSink
 from overlay.peer.node import Node
 from overlay.units.capability import ReadCapability
 
@@ -22,17 +24,20 @@ async def pin_link(
     node: Node,
     pins: Pins,
     link: FileLink,
-    providers: Sequence[NodeIdentifier],
-    progress: Progress | None = None,
+    candidates: Candidates,
+    *,
+    step: Step,
+    pace: Pace | None = None,
 ) -> Pin:
     """Bring all that a link names into this node's own storage, and keep it; see `Pins.add`.
 
     Args:
-        node: asks others, without showing itself; what it has itself is taken from there.
+        node: asks others, without showing itself, unless it has all of it; see `overlay.files.here`.
         pins: keeps it.
         link: of a file or a folder.
-        providers: nodes that may have it, the best first.
-        progress: told after each step, while it is known how much there is.
+        candidates: nodes that may have it.
+        step: told after each step.
+        pace: how fast it may be.
 
     Returns:
         the pin; all of it is on the disk.
@@ -47,8 +52,8 @@ async def pin_link(
         check_manifest_bytes(link.size or 0)
     async with pins.add(link) as sink:
         if link.kind == "folder":
-            return await sink.finish(await _Folder(node, sink, providers, progress).bring())
-        await gather(node, sink, providers, _report(sink, progress))
+            return await sink.finish(await _Folder(node, sink, candidates, step, pace).bring())
+        await gather(node, sink, candidates, _report(sink, step), pace)
         return await sink.finish()
 
 
@@ -59,13 +64,16 @@ class _Folder:
         self,
         node: Node,
         sink: PinSink,
-        providers: Sequence[NodeIdentifier],
-        progress: Progress | None,
+        candidates: Candidates,
+        step: Step,
+        pace: Pace | None,
     ) -> None:
         self._node = node
         self._sink = sink
-        self._providers = providers
-        self._progress = progress
+        self._candidates = candidates
+        self._step = step
+        self._pace = pace
+        self._is_here: bool | None = None  # not known before the first of its contents lacks anything
 
     async def bring(self) -> int:
         """Bring the manifest, then file after file; gives the bytes of all files.
@@ -85,18 +93,29 @@ class _Folder:
         return total
 
     async def _bring_all(self, circuits: CircuitKeeper) -> int:
-        await gather(self._node, ManifestSink(self._sink), self._providers, circuits=circuits)
+        await self._gather(ManifestSink(self._sink), lambda snapshot: self._step(snapshot, 0, None), circuits)
         await self._sink.flush()
         # The whole manifest is read before any file is fetched: it may be ill-formed at its end.
         total = sum([size async for _, size in self._parts()])
+        await self._sink.check_room(total)
         done = 0
         async for capability, size in self._parts():
             async with self._sink.part(capability, size) as sink:
-                report = _report(sink, self._progress, done, total)
-                await gather(self._node, sink, self._providers, report, circuits=circuits)
+                await self._gather(sink, _report(sink, self._step, done, total), circuits)
                 await sink.flush()
             done += size
         return total
+
+    async def _gather(self, sink: TreeSink, report: Report, circuits: CircuitKeeper) -> None:
+        if not sink.tree.finished and await self._has_all():
+            await take_from_here(self._node, sink)
+        await gather_from_others(self._node, sink, self._candidates, report, self._pace, circuits=circuits)
+
+    async def _has_all(self) -> bool:
+        if self._is_here is None:
+            tree = self._sink.tree
+            self._is_here = await is_folder_here(self._node, tree.capability, tree.size)
+        return self._is_here
 
     async def _parts(self) -> AsyncIterator[tuple[ReadCapability, int]]:
         """Read the manifest; gives what reads each file, and its size.
@@ -113,10 +132,8 @@ class _Folder:
         reader.finish()
 
 
-def _report(sink: PinSink, progress: Progress | None, done: int = 0, total: int | None = None) -> Report:
-    def report(_snapshot: Snapshot | None) -> None:
-        whole = sink.tree.size if total is None else total
-        if progress is not None and whole is not None:
-            progress(done + sink.tree.present, whole)
+def _report(sink: PinSink, step: Step, done: int = 0, total: int | None = None) -> Report:
+    def report(snapshot: Snapshot | None) -> None:
+        step(snapshot, done + sink.tree.present, sink.tree.size if total is None else total)
 
     return report

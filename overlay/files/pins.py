@@ -18,7 +18,8 @@ from overlay.errors import MalformedError, NotFoundError, RefusedError, StorageE
 from overlay.files import pin_index as index
 from overlay.files.links import FileLink, Kind
 from overlay.files.pin_index import PINS_SCHEMA, NewPin, Pin
-from overlay.peer.storage import MAX_BATCH_CHUNKS, StorageManager
+from overlay.peer.chunks import ChunkSource
+from overlay.peer.storage import MAX_BATCH_CHUNKS, MIB, StorageManager
 from overlay.units.capability import ReadCapability, tree_shape
 from overlay.units.decode import Decoder
 from overlay.units.tree import Place, TreeReader
@@ -29,7 +30,7 @@ PIECE_CHUNKS = 2
 """Chunks of content that are read at once, 64 KiB: some 500 entries of a manifest."""
 
 
-class Pins:
+class Pins(ChunkSource):
     """What this node keeps for good. A pin that was returned survives SIGKILL and power loss.
 
     It is a `ChunkSource`: given to `Chunks.sources`, other nodes are served from it.
@@ -135,7 +136,7 @@ class Pins:
             MalformedError: too many references.
             StorageError: the database is damaged, or the disk does not work.
         """
-        needed = await self._database.read(partial(index.needed, references=references))
+        needed = await self._database.read(partial(index.needed, references=references), bulk=True)
         pinned = [reference for reference, is_needed in zip(references, needed, strict=True) if is_needed]
         chunks = iter(await self._storage.get(pinned, own=True))
         return [next(chunks) if is_needed else None for is_needed in needed]
@@ -160,8 +161,10 @@ class Pins:
         left = self._storage.quota - (await self._storage.usage(own=True)).bytes
         if needed > left:
             raise StorageError(
-                f"this takes {needed >> 20} MiB, and the quota of this node leaves {max(0, left) >> 20} MiB: "
-                "unpin something, or raise storage.quota_mib in config.toml"
+                f"this takes {needed / MIB:.1f} MiB, and the quota of this node leaves "
+                f"{max(0, left) / MIB:.1f} MiB: "
+                "unpin something, or allow more with 'overlay file limit --disk' or storage.quota_mib in "
+                "config.toml"
             )
 
     async def _sweep(self) -> None:
@@ -214,6 +217,21 @@ class PinSink:
         """Store what was taken, and look for what is stored of what the tree has opened; see `Sink.flush`."""
         while await self._flush_some():
             pass
+
+    async def check_room(self, size: int) -> None:
+        """Refuse content that repeats itself beyond all that this node could keep: it would never end.
+
+        Raises:
+            StorageError: it does; or the database does not work.
+        """
+        quota = self._kept.storage.quota
+        # A pin that is whole stays one where the quota was lowered.
+        if size > quota and size > (await self._kept.storage.usage(own=True)).bytes:
+            raise StorageError(
+                f"this takes {size / MIB:.1f} MiB and more, and this node's quota is {quota / MIB:.0f} MiB: "
+                "allow more with 'overlay file limit --disk', or give up what came of it with "
+                "'overlay file unpin'"
+            )
 
     def part(self, capability: ReadCapability, size: int) -> AbstractAsyncContextManager[PinSink]:
         """Open a sink for another content of the same pin: a file of a folder. It is flushed, not finished.
@@ -271,6 +289,7 @@ class PinSink:
             with anyio.CancelScope(shield=True):
                 try:
                     await self._write()
+                    await self.check_room(self.tree.present)
                     places = self.tree.planned(MAX_BATCH_CHUNKS)
                     if places:
                         await self._examine(places)
@@ -280,17 +299,30 @@ class PinSink:
         return bool(places)
 
     async def _write(self) -> None:
-        chunks, self._chunks = list(self._chunks.values()), {}
+        chunks, self._chunks = list(self._chunks.items()), {}
         for start in range(0, len(chunks), MAX_BATCH_CHUNKS):
+            some = dict(chunks[start : start + MAX_BATCH_CHUNKS])
             # The time does not matter: what is this node's own does not expire.
-            await self._kept.storage.put(chunks[start : start + MAX_BATCH_CHUNKS], now=0.0, own=True)
+            await self._kept.storage.put(list(some.values()), now=0.0, own=True)
+            await self._kept.database.write(
+                partial(index.note_brought, pin=self._kept.pin, references=list(some))
+            )
 
     async def _examine(self, places: Sequence[Place]) -> None:
-        """Look for what is stored already, for this pin or another."""
+        """Look for what is stored for this pin already.
+
+        What is there for another pin is asked for again: whoever knows who has pinned that would recognise,
+        by what is not asked for, who pins this.
+        """
         await self._kept.database.write(
             partial(index.note, pin=self._kept.pin, references={place.reference for place in places})
         )
-        owned = await self._kept.storage.owned([place.reference for place in places])
+        references = [place.reference for place in places]
+        brought = await self._kept.database.read(
+            partial(index.brought, pin=self._kept.pin, references=references)
+        )
+        there = await self._kept.storage.owned(references)
+        owned = [is_brought and is_there for is_brought, is_there in zip(brought, there, strict=True)]
         # Nodes have to be opened, and the end tells how long the content is, whatever it is said to be.
         read = [
             place.reference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -30,6 +30,20 @@ MAX_DOUBLINGS = 5
 """A pause is doubled at most so often: 32 times the first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Who may have a content.
+
+    Attributes:
+        named: who is said to have it, the best first.
+        others: who is asked as well when those cannot bring all of it, and not before: whoever is asked
+            learns what is fetched, and with it what to ask others for.
+    """
+
+    named: Sequence[NodeIdentifier]
+    others: Sequence[NodeIdentifier] = ()
+
+
 class Reason(StrEnum):
     """Why a transfer cannot be finished."""
 
@@ -53,6 +67,9 @@ class _State(StrEnum):
 class _Provider:
     state: _State = _State.USABLE
     failures: int = 0
+    pending: bool = (
+        False  # whether one that is not counted yet waits for the circuits that were begun with it
+    )
     barren: int = 0
     paused_until: float = 0.0
     met: bool = False
@@ -109,7 +126,9 @@ class Providers:
 
     def reached(self, node: NodeIdentifier) -> None:
         """Note that a circuit to a provider is open."""
-        self._providers[node].reached = self._providers[node].met = True
+        provider = self._providers[node]
+        provider.reached = provider.met = True
+        provider.pending = False
 
     def served(self, node: NodeIdentifier, rate: float | None) -> None:
         """Note that a chunk came; `rate` is the bytes per second of its circuit if they are known."""
@@ -133,15 +152,26 @@ class Providers:
         provider.barren += 1
         return provider.paused_until
 
-    def failed(self, node: NodeIdentifier, now: float, *, permanent: bool = False) -> None:
-        """Note that a provider was not reached, or did not answer."""
+    def failed(
+        self, node: NodeIdentifier, now: float, *, permanent: bool = False, pending: bool = False
+    ) -> None:
+        """Note that a provider was not reached, or did not answer.
+
+        Args:
+            node: which.
+            now: seconds.
+            permanent: whether trying again does not help.
+            pending: whether other circuits to it are still being opened: only the last of them that fails
+                says something about the provider.
+        """
         provider = self._providers[node]
         provider.reached = False
-        if now < provider.paused_until and not permanent:
+        if now < provider.paused_until and not (permanent or provider.pending):
             return  # circuits that fail together have failed once
+        provider.pending = pending
         pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(provider.failures, MAX_DOUBLINGS))
         provider.paused_until = max(provider.paused_until, now + pause)
-        provider.failures += 1
+        provider.failures += not pending
         most = MAX_FAILURES if provider.met else MAX_FIRST_FAILURES
         if provider.state is _State.USABLE and (permanent or provider.failures >= most):
             provider.state = _State.GIVEN_UP

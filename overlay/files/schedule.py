@@ -19,6 +19,12 @@ are not exact, and an answer that comes twice is bandwidth of volunteers."""
 MIN_GAIN = 0.2
 """Seconds by which it must be sooner: nobody notices less."""
 
+FREE_WASTE = 8
+"""Chunks that may come twice, beside every fiftieth: so many the endgame needs where circuits are slow for
+reasons of their own. Where they share what limits them, nothing comes sooner for being asked for twice."""
+
+WASTE_PART = 50
+
 MAX_LATE = 256
 """Chunks looked at that are expected last: more than circuits have room for near the end."""
 
@@ -52,6 +58,7 @@ class Schedule:
         requests: that are under way, by number.
         asked: the chunks that they ask for.
         max_outstanding: as given; may be changed.
+        arrived, wasted: chunks that came, and those of them that came once more.
     """
 
     def __init__(self, source: Source, providers: Providers, chunk_bytes: int, max_outstanding: int) -> None:
@@ -62,6 +69,7 @@ class Schedule:
         self._providers = providers
         self._chunk = chunk_bytes
         self.max_outstanding = max_outstanding
+        self.arrived = self.wasted = 0
         self._numbers = count(1)
         self._exhausted = False  # whether the source named all that it wants when it was asked last
 
@@ -81,6 +89,13 @@ class Schedule:
         yield from self._ask(pending, now)
         if self._exhausted:
             yield from self._ask_again(now)
+
+    def arrive(self, request: Request, reference: bytes) -> bool:
+        """Note that a chunk came that was asked for; returns whether it is the first time."""
+        first = self.asked.arrive(request, reference)
+        self.arrived += first
+        self.wasted += not first
+        return first
 
     def end(self, request: Request) -> None:
         """Note that nothing more comes for a request: what is missing of it can be asked for elsewhere."""
@@ -109,13 +124,17 @@ class Schedule:
 
     def _ask_again(self, now: float) -> Iterator[Ask]:
         """Ask, a few at a time, for what others would bring much later: the endgame."""
+        room = FREE_WASTE + self.arrived // WASTE_PART - self.wasted - self.asked.doubled
+        if room <= 0:
+            return
         circuits = self.circuits.values()
         late = [(seconds, name) for circuit in circuits for _, name, seconds in circuit.expected(now)]
         late = nlargest(MAX_LATE, late)
         barred: set[int] = set()
-        while late and (circuit := self._soonest(barred, now, endgame=True)) is not None:
-            again = self._late_for(circuit, late, now)
+        while late and room and (circuit := self._soonest(barred, now, endgame=True)) is not None:
+            again = self._late_for(circuit, late, now)[:room]
             if again:
+                room -= len(again)
                 yield self._request(circuit, again, now)
                 late = [(seconds, name) for seconds, name in late if name not in again]
             else:

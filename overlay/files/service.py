@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio
 
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError, RefusedError, VerificationError
-from overlay.files.actions import Snapshot
 from overlay.files.folder_shares import SharedFolder, manifest_bytes, share_folder
-from overlay.files.folders import FolderFetch, Order
-from overlay.files.gathering import gather
+from overlay.files.folders import FolderFetch
+from overlay.files.gathering import Report, gather
+from overlay.files.in_order import Take, read_in_order
 from overlay.files.links import MAX_PROVIDERS, FileLink
+from overlay.files.order import Order
 from overlay.files.pace import Pace
 from overlay.files.pinning import pin_link
 from overlay.files.pins import PINS_SCHEMA, Pin, Pins
+from overlay.files.providers import Candidates
+from overlay.files.running import Fetches, Running, Watch, reporting
 from overlay.files.share_records import Share
 from overlay.files.shares import SHARES_SCHEMA, Progress, Shares
 from overlay.files.storing import store_file
-from overlay.files.target import open_target
-from overlay.identity import NodeIdentifier
+from overlay.files.target import Target, open_target
 from overlay.locators import LocatorRecord
 from overlay.peer.limits import Limiter
 from overlay.peer.node import Node
@@ -34,29 +35,6 @@ FILES_SCHEMAS = (SHARES_SCHEMA, PINS_SCHEMA)
 
 MAX_ASKED = 32
 """Nodes that may have a file and are asked for it: those that its link names, then others that are known."""
-
-
-@dataclass(slots=True)
-class Running:
-    """A fetch that goes on.
-
-    Attributes:
-        path: where the file will be.
-        size: its bytes; None while that is not known.
-        present: bytes that are there already.
-        snapshot: how the transfer stands; None before it has begun.
-        limit: how fast it may be; may be changed.
-    """
-
-    path: Path
-    size: int | None
-    present: int = 0
-    snapshot: Snapshot | None = None
-    limit: Limiter = field(default_factory=Limiter)
-
-
-Watch = Callable[[Running], None]
-"""Told how a fetch stands."""
 
 
 class Files:
@@ -71,7 +49,7 @@ class Files:
     """
 
     def __init__(self, node: Node, database: Database) -> None:
-        self.running: list[Running] = []
+        self.running = Fetches()
         self._node = node
         self._shares = Shares(database, entropy=node.entropy, clock=node.clock)
         self._pins = Pins(database, node.storage, node.clock)
@@ -85,6 +63,7 @@ class Files:
         await self._shares.load()
         await self._pins.load()
         self._node.chunks.sources += [self._shares, self._pins]
+        self._node.chunks.unfolding.append(self._shares.unfold)
 
     async def share(self, path: Path, name: str = "", progress: Progress | None = None) -> FileLink:
         """Offer a file. It is read once, nothing is copied, and it must stay where it is.
@@ -168,7 +147,7 @@ class Files:
             size=stored.size,
         )
 
-    async def pin(self, link: FileLink, progress: Progress | None = None) -> tuple[Pin, FileLink]:
+    async def pin(self, link: FileLink, progress: Watch | None = None) -> tuple[Pin, FileLink]:
         """Keep a file, or a folder, in this node's own storage, and serve it from there.
 
         Args:
@@ -181,7 +160,12 @@ class Files:
         Raises:
             OverlayError: see `pin_link`. Failed or cancelled, what came is kept and the next attempt goes on.
         """
-        pin = await pin_link(self._node, self._pins, link, await self._providers(link), progress)
+        running = Running("pin", link.name, None, link.size if link.kind == "file" else None)
+        with self._fetching(running, link):
+            candidates, step = self._candidates(link), reporting(running, progress)
+            pin = await pin_link(
+                self._node, self._pins, link, candidates, step=step, pace=self._pace(running)
+            )
         return pin, self._link_of_pin(pin)
 
     async def unpin(self, link: FileLink) -> Pin:
@@ -237,21 +221,54 @@ class Files:
         """
         if link.kind == "folder":
             raise RefusedError("this link is one of a folder, not of a file")
-        limit = Limiter(rate)
         path = await _target_path(link, destination)
+        running = Running("get", link.name, path, link.size, limit=Limiter(rate))
         async with open_target(path, link.capability, size=link.size, overwrite=overwrite) as target:
-            with self._run(Running(path, link.size, target.tree.present, limit=limit)) as running:
-
-                def report(snapshot: Snapshot | None) -> None:
-                    running.snapshot, running.size = snapshot, target.tree.size
-                    running.present = target.tree.present
-                    if progress is not None and running.size is not None:
-                        progress(running)
-
-                pace = Pace(running.limit, self._node.chunks.down, self.running)
-                await gather(self._node, target, await self._providers(link), report, pace)
+            with self._fetching(running, link):
+                report, pace = _report(running, target, progress), self._pace(running)
+                await gather(self._node, target, self._candidates(link), report, pace)
             await target.finish()
         return path, target.tree.present
+
+    async def read(
+        self,
+        link: FileLink,
+        folder: Path,
+        take: Take,
+        progress: Watch | None = None,
+        *,
+        rate: int | None = None,
+    ) -> int:
+        """Fetch a file and hand on what is in it, from its beginning to its end; none is made.
+
+        Args:
+            link: which.
+            folder: where there is room for what comes too early; nothing is left in it.
+            take: given each piece, after it was verified.
+            progress: see `get`.
+            rate: see `get`.
+
+        Returns:
+            its size.
+
+        Raises:
+            RefusedError: the link is one of a folder.
+            NotFoundError: there is no such folder, or nobody has all of the file any more.
+            OverlayError: any other that `get` raises.
+            Failed or cancelled, a part was handed on.
+        """
+        if link.kind == "folder":
+            raise RefusedError(
+                "this link is one of a folder, not of a file: name a place to put it into with -o"
+            )
+        running = Running("read", link.name, None, link.size, limit=Limiter(rate))
+        async with open_target(folder / "content", link.capability, size=link.size, nameless=True) as target:
+            with self._fetching(running, link):
+                report, pace = _report(running, target, progress), self._pace(running)
+                await read_in_order(
+                    self._node, target, self._candidates(link), take, report=report, pace=pace
+                )
+        return target.tree.present
 
     async def get_folder(
         self, order: Order, progress: Watch | None = None, *, rate: int | None = None
@@ -272,58 +289,46 @@ class Files:
         """
         if order.link.kind != "folder":
             raise RefusedError("this link is one of a file, of which there are no parts")
-        with self._run(Running(order.path, None, limit=Limiter(rate))) as running:
-
-            def watch(fetch: FolderFetch) -> None:
-                running.snapshot, running.size, running.present = fetch.snapshot, fetch.size, fetch.present
-                if progress is not None and running.size is not None:
-                    progress(running)
-
-            pace = Pace(running.limit, self._node.chunks.down, self.running)
-            fetch = FolderFetch(self._node, order, await self._providers(order.link), watch, pace)
+        running = Running("get", order.link.name, order.path, None, limit=Limiter(rate))
+        step = reporting(running, progress)
+        with self._fetching(running, order.link):
+            candidates = self._candidates(order.link)
+            fetch = FolderFetch(
+                self._node,
+                order,
+                candidates,
+                lambda it: step(it.snapshot, it.present, it.size),
+                self._pace(running),
+            )
             await fetch.run()
         return fetch
 
-    def limit(self, path: Path, rate: int | None) -> None:
-        """Limit a fetch that goes on to so many bytes a second; None is no limit.
+    def _pace(self, running: Running) -> Pace:
+        return Pace(running.limit, self._node.chunks.down, self.running)
 
-        Raises:
-            NotFoundError: nothing is being fetched to that path.
-            MalformedError: the rate can be no limit.
+    def _candidates(self, link: FileLink) -> Candidates:
+        """Those that the link names; and others that are known, since what is stored may be anywhere.
+
+        This node is among them, and asked as any other would ask it, anonymously and over the network: from
+        what is asked elsewhere nobody can tell then what it stores for others.
         """
-        found = [running for running in self.running if running.path == path]
-        if not found:
-            raise NotFoundError(f"nothing is being fetched to {path}: 'overlay file status' shows what is")
-        for running in found:
-            running.limit.change(rate)
-
-    @contextmanager
-    def _run(self, running: Running) -> Iterator[Running]:
-        self.running.append(running)
-        try:
-            yield running
-        finally:
-            self.running.remove(running)
-
-    async def _providers(self, link: FileLink) -> list[NodeIdentifier]:
-        """Those that the link names, and others that are known: what is stored may be anywhere."""
-        named = [await self._learn(encoded) for encoded in link.providers]
+        found = dict.fromkeys(record.identifier for record in _records(link))
         known = [record.identifier for record in self._node.locators.reachable()]
         ranked = self._node.reputation.rank(known, self._node.clock())
-        found = dict.fromkeys([each for each in named if each is not None])
-        found |= dict.fromkeys(ranked)
-        found.pop(self._node.identifier, None)
-        return list(found)[:MAX_ASKED]
+        own = [self._node.identifier] if ranked else []
+        others = [each for each in own + ranked if each not in found]
+        return Candidates(list(found), others[: MAX_ASKED - len(found)])
 
-    async def _learn(self, encoded: bytes) -> NodeIdentifier | None:
-        """Learn a provider's record. One that has expired is still the best that is known: addresses last."""
-        try:
-            record = LocatorRecord.from_store(encoded)
-        except (MalformedError, VerificationError):
-            return None
-        if record.issued <= self._node.clock():
-            await self._node.locators.keep(record)
-        return record.identifier
+    @contextmanager
+    def _fetching(self, running: Running, link: FileLink) -> Iterator[None]:
+        """Show a fetch, and let it dial where its link says that those are whom it names.
+
+        What has expired is still the best that is known: addresses last.
+        """
+        now = self._node.clock()
+        records = [record for record in _records(link) if record.issued <= now]
+        with self.running.showing(running), self._node.locators.lend(records):
+            yield
 
     def _link_of_pin(self, pin: Pin) -> FileLink:
         return FileLink(
@@ -343,6 +348,20 @@ class Files:
             size=share.size if is_file else await manifest_bytes(self._shares, share.capability),
             kind=share.kind,
         )
+
+
+def _records(link: FileLink) -> list[LocatorRecord]:
+    """Those of a link that verify, expired or not."""
+    records: list[LocatorRecord] = []
+    for encoded in link.providers:
+        with suppress(MalformedError, VerificationError):
+            records.append(LocatorRecord.from_store(encoded))
+    return records
+
+
+def _report(running: Running, target: Target, watch: Watch | None) -> Report:
+    step = reporting(running, watch)
+    return lambda snapshot: step(snapshot, target.tree.present, target.tree.size)
 
 
 async def _target_path(link: FileLink, destination: Path) -> Path:

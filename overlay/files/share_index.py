@@ -12,16 +12,19 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import apsw
 
 from overlay.database import Schema
 from overlay.errors import NotFoundError, RefusedError
-from overlay.files.share_records import Found, NewShare, Place, Problem, Share, Stamp
+from overlay.files.share_records import NewShare, Place, Problem, Share, Stamp
 from overlay.units.eris import Chunk, ReadCapability, chunk_reference
+from overlay.units.tree import TreeReader
 
-MAX_PLACES = 2
-"""Shares that one leaf is read from until it is found unchanged: the next request tries the next."""
+MAX_PLACES = 8
+"""Shares that one leaf is looked for in until one has it unchanged: equal files of a folder, some of which
+may be gone. The next request tries others."""
 
 SWEEP_CHUNKS = 256
 """Node chunks deleted in one transaction: 8 MiB."""
@@ -64,6 +67,16 @@ SHARES_SCHEMA = Schema(
         CREATE UNIQUE INDEX share_chunks_by_reference ON share_chunks (reference, share);
         CREATE INDEX share_chunks_by_share ON share_chunks (share);
         """,
+        # A file that did not change is a part of each folder that was shared with it, and encoded once.
+        """
+        CREATE TABLE share_parts (
+            parent INTEGER NOT NULL,
+            part INTEGER NOT NULL,
+            PRIMARY KEY (parent, part)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX share_parts_by_part ON share_parts (part);
+        INSERT INTO share_parts (parent, part) SELECT parent, id FROM shares WHERE parent IS NOT NULL;
+        """,
     ),
 )
 
@@ -71,7 +84,8 @@ SHARES_SCHEMA = Schema(
 _COLUMNS = """
     id, parent, kind, name, path, size, modified, touched, secret, capability, added,
     coalesce(problem, (
-        SELECT min(part.problem) FROM shares AS part WHERE part.parent = shares.id AND part.state = 'offered'
+        SELECT min(each.problem) FROM share_parts JOIN shares AS each ON each.id = part
+        WHERE share_parts.parent = shares.id AND each.state = 'offered'
     )) AS problem
 """
 
@@ -83,7 +97,25 @@ def begin(connection: apsw.Connection, new: NewShare) -> int:
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (new.parent, new.kind, new.name, os.fsencode(new.path), *new.stamp, new.secret, new.added),
     )
-    return connection.last_insert_rowid()
+    share = connection.last_insert_rowid()
+    if new.parent is not None:
+        connection.execute("INSERT INTO share_parts (parent, part) VALUES (?, ?)", (new.parent, share))
+    return share
+
+
+def take_over(connection: apsw.Connection, parent: int, parts: Iterable[int]) -> None:
+    """Make files that are parts of other folders, and were looked at, parts of one more.
+
+    Raises:
+        RefusedError: one of them is offered no more.
+    """
+    for part in parts:
+        if not _select(connection, "id = ?", (part,)):
+            raise RefusedError(
+                "files of this folder were removed from what is offered meanwhile: share it again"
+            )
+        connection.execute("INSERT OR IGNORE INTO share_parts (parent, part) VALUES (?, ?)", (parent, part))
+        connection.execute("UPDATE shares SET problem = NULL WHERE id = ? AND problem IS NOT NULL", (part,))
 
 
 def extend(
@@ -108,8 +140,8 @@ def finish(connection: apsw.Connection, share: int, capability: ReadCapability) 
     """
     connection.execute(
         "UPDATE shares SET state = 'offered', capability = ?, size = size +"
-        " (SELECT coalesce(sum(part.size), 0) FROM shares AS part"
-        " WHERE part.parent = shares.id AND part.state = 'offered') WHERE id = ?",
+        " (SELECT coalesce(sum(each.size), 0) FROM share_parts JOIN shares AS each ON each.id = part"
+        " WHERE share_parts.parent = shares.id AND each.state = 'offered') WHERE id = ?",
         (capability.to_bytes(), share),
     )
     new = get(connection, share)
@@ -122,8 +154,14 @@ def finish(connection: apsw.Connection, share: int, capability: ReadCapability) 
 
 
 def discard(connection: apsw.Connection, share: int) -> None:
-    """Let a share and its parts count no more; `sweep` deletes what they occupy."""
-    connection.execute("UPDATE shares SET state = 'removed' WHERE id = ? OR parent = ?", (share, share))
+    """Let a share count no more, nor parts that no other has; `sweep` deletes what they occupy."""
+    connection.execute("UPDATE shares SET state = 'removed' WHERE id = ?", (share,))
+    connection.execute(
+        "UPDATE shares SET state = 'removed' WHERE id IN (SELECT part FROM share_parts WHERE parent = ?)"
+        " AND NOT EXISTS (SELECT 1 FROM share_parts JOIN shares AS other ON other.id = share_parts.parent"
+        " WHERE part = shares.id AND other.state != 'removed')",
+        (share,),
+    )
 
 
 def remove(connection: apsw.Connection, share: int) -> None:
@@ -171,12 +209,21 @@ def get(connection: apsw.Connection, share: int) -> Share:
 
 def of_parent(connection: apsw.Connection, parent: int | None) -> tuple[Share, ...]:
     """List the parts of a folder, or what is no part of anything, oldest first."""
-    return _select(connection, "parent IS ?", (parent,))
+    if parent is None:
+        return _select(connection, "parent IS NULL", ())
+    return _select(connection, "id IN (SELECT part FROM share_parts WHERE parent = ?)", (parent,))
 
 
 def of_path(connection: apsw.Connection, path: Path, parent: int | None) -> Share | None:
     """Look up the newest share of a path."""
     found = _select(connection, "path = ? AND parent IS ?", (os.fsencode(path), parent))
+    return found[-1] if found else None
+
+
+def part_of_path(connection: apsw.Connection, path: Path, secret: bytes) -> Share | None:
+    """Look up the newest part of any folder that is made from a file with a secret."""
+    where = "path = ? AND parent IS NOT NULL AND secret = ?"
+    found = _select(connection, where, (os.fsencode(path), secret))
     return found[-1] if found else None
 
 
@@ -188,9 +235,43 @@ def of_capability(connection: apsw.Connection, capability: ReadCapability) -> Sh
     return best[-1] if best else None
 
 
-def find(connection: apsw.Connection, references: Sequence[bytes]) -> list[Found]:
-    """Say of each reference what is known of it."""
-    return [_find(connection, reference) for reference in references]
+def places(connection: apsw.Connection, references: Iterable[bytes]) -> dict[bytes, tuple[Place, ...]]:
+    """Say of each reference where such a leaf is made from; of nodes, and what is not known, nothing."""
+    origins: dict[int, Place] = {}
+    return {reference: _places(connection, reference, origins) for reference in references}
+
+
+def nodes(connection: apsw.Connection, references: Iterable[bytes]) -> dict[bytes, bytes | None]:
+    """Give the chunks that are kept because they cannot be made anew, each verified."""
+    return {reference: _chunk(connection, reference) for reference in references}
+
+
+def unfold(connection: apsw.Connection, root: bytes, number: int) -> bytes | None:
+    """Find a node of a tree by its number, from the top down and from the left; leaves are not counted."""
+    rows = connection.execute(
+        "SELECT capability FROM share_chunks JOIN shares ON id = share"
+        " WHERE reference = ? AND state = 'offered'",
+        (root,),
+    )
+    capabilities = [ReadCapability.from_bytes(capability) for (capability,) in rows]
+    found = next((each for each in capabilities if each.reference == root), None)
+    if found is None:
+        return None
+    tree = TreeReader(found)
+    for _ in range(number):
+        node = _next_node(connection, tree)
+        if node is None:
+            return None
+        tree.receive(*node)
+    node = _next_node(connection, tree)
+    return None if node is None else node[1]
+
+
+def _next_node(connection: apsw.Connection, tree: TreeReader) -> tuple[bytes, bytes] | None:
+    # A manifest's leaves are kept as its nodes are.
+    reference = next((each for each in tree.wanted(1) if tree.places(each)[0].level), None)
+    chunk = None if reference is None else _chunk(connection, reference)
+    return None if reference is None or chunk is None else (reference, chunk)
 
 
 def sweep(connection: apsw.Connection, dead: Sequence[int], after: bytes) -> bytes | None:
@@ -223,6 +304,11 @@ def sweep(connection: apsw.Connection, dead: Sequence[int], after: bytes) -> byt
     if last is not None or more_chunks:
         # Longer than every reference and above it: nothing is left but node chunks.
         return last or b"\xff" * 33
+    connection.execute(
+        "DELETE FROM share_parts WHERE parent IN (SELECT value FROM json_each(?1))"
+        " OR part IN (SELECT value FROM json_each(?1))",
+        (ids,),
+    )
     connection.execute("DELETE FROM shares WHERE id IN (SELECT value FROM json_each(?))", (ids,))
     return None
 
@@ -260,34 +346,32 @@ def _select(
     )
 
 
-def _find(connection: apsw.Connection, reference: bytes) -> Found:
+def _places(connection: apsw.Connection, reference: bytes, origins: dict[int, Place]) -> tuple[Place, ...]:
+    """Look up a leaf; most leaves of a request are of one share, which is then read once."""
     # What is known to have a problem is tried only where nothing better is left; it may be well again.
-    places = _places(connection, reference, "problem IS NULL") or _places(
-        connection, reference, "problem IS NOT NULL"
-    )
-    content = None if places else _chunk(connection, reference)
-    return Found(content, places)
+    for condition in ("problem IS NULL", "problem IS NOT NULL"):
+        found: list[Any] = connection.execute(
+            "SELECT share, number FROM share_leaves JOIN shares ON id = share"  # noqa: S608 - words of this module
+            f" WHERE reference = ? AND state = 'offered' AND {condition} LIMIT {MAX_PLACES}",
+            (reference,),
+        ).fetchall()
+        if found:
+            break
+    places: list[Place] = []
+    for share, number in found:
+        if share not in origins:
+            origins[share] = _origin(connection, share)
+        places.append(origins[share]._replace(number=number))
+    return tuple(places)
 
 
-def _places(connection: apsw.Connection, reference: bytes, condition: str) -> tuple[Place, ...]:
-    rows = connection.execute(
-        "SELECT id, path, size, modified, touched, secret, capability, number, problem"  # noqa: S608 - words of this module
-        " FROM share_leaves JOIN shares ON id = share"
-        f" WHERE reference = ? AND state = 'offered' AND {condition} LIMIT {MAX_PLACES}",
-        (reference,),
-    )
-    return tuple(
-        Place(
-            share,
-            Path(os.fsdecode(path)),
-            Stamp(*stamp),
-            secret,
-            ReadCapability.from_bytes(capability).block_size,
-            number,
-            problem,
-        )
-        for share, path, *stamp, secret, capability, number, problem in rows
-    )
+def _origin(connection: apsw.Connection, share: int) -> Place:
+    """What all leaves of a share have in common, as the place of the first."""
+    path, *stamp, secret, capability, problem = connection.execute(
+        "SELECT path, size, modified, touched, secret, capability, problem FROM shares WHERE id = ?", (share,)
+    ).get
+    block_size = ReadCapability.from_bytes(capability).block_size
+    return Place(share, Path(os.fsdecode(path)), Stamp(*stamp), secret, block_size, 0, problem)
 
 
 def _chunk(connection: apsw.Connection, reference: bytes) -> bytes | None:

@@ -31,7 +31,8 @@ class Share:
 
     Attributes:
         id: number by which it is removed; never given to another.
-        parent: the folder share whose part it is; None for what was shared by itself.
+        parent: the folder share as whose part it was encoded, although others may have it too; None for what
+            was shared by itself.
         kind: a file, or a folder, whose content is its manifest.
         name: what it is called; empty for a part, whose name the manifest has.
         path: the file itself, or the folder.
@@ -81,10 +82,3 @@ class Place(NamedTuple):
     block_size: int
     number: int
     problem: Problem | None
-
-
-class Found(NamedTuple):
-    """What the index knows of one reference: the chunk itself, or places to make it from, or neither."""
-
-    content: bytes | None
-    places: tuple[Place, ...]

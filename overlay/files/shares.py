@@ -9,7 +9,7 @@ A folder is shared in parts: each file by itself, and a manifest, which is no fi
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,11 @@ from overlay.database import Database
 from overlay.errors import MalformedError, StorageError
 from overlay.files import share_index as index
 from overlay.files.share_index import SHARES_SCHEMA
-from overlay.files.share_records import Found, NewShare, Place, Problem, Share, Stamp
+from overlay.files.share_records import NewShare, Place, Problem, Share, Stamp
 from overlay.files.shared_file import FileEncoding, LeafReader, examine, locate
+from overlay.files.walk import refuse_home
 from overlay.identity import Entropy
+from overlay.peer.chunks import ChunkSource
 from overlay.units.eris import SECRET_BYTES, ReadCapability, encode_content
 from overlay.wire.filenames import safe_basename
 
@@ -46,6 +48,9 @@ BATCH_LEAVES = 16_384
 """Leaves noted in one transaction, 512 MiB of content. They are scattered over the whole table, so with a
 quarter as many about three times as much is written; with many more, others wait for the database."""
 
+BATCH_PARTS = 1024
+"""Unchanged files of a folder noted in one transaction: one each takes as long as reading small files."""
+
 MAX_READERS = 4
 """Threads that read shared files for others: one disk that hangs holds up no more than these."""
 
@@ -58,8 +63,11 @@ Progress = Callable[[int, int], None]
 Chunks = list[bytes | None]
 """For each reference its chunk, or None."""
 
+Places = Mapping[bytes, Sequence[Place]]
+"""For each reference where its leaf is made from."""
 
-class Shares:
+
+class Shares(ChunkSource):
     """What this node offers. A share that was returned survives SIGKILL and power loss.
 
     It is a `ChunkSource`: given to `Chunks.sources`, other nodes are served from it.
@@ -111,13 +119,15 @@ class Shares:
 
         Raises:
             NotFoundError: there is no such file.
-            RefusedError: it is not a regular file, cannot be read, or changed while it was read.
+            RefusedError: it is not a regular file, cannot be read, changed while it was read, or lies in the
+                home of a node.
             MalformedError: its name cannot be told to others, or the secret has not 32 bytes.
             StorageError: the disk is full or does not work.
             After failure or cancellation nothing more is offered than before.
         """
         called = path.name if name is None else name
         safe_basename(called)
+        await anyio.to_thread.run_sync(refuse_home, path)
         await self._sweep()
         return await self._add(path, progress, parent=None, name=called, secret=secret)
 
@@ -173,18 +183,46 @@ class Shares:
             MalformedError: too many references.
             StorageError: the database is damaged, or the disk does not work.
         """
+        return await (await self.look_up(references)).get(references)
+
+    async def look_up(self, references: Sequence[bytes]) -> _Lookup:
+        """Find out for a request which files its leaves are made from; its other chunks are left for later.
+
+        Args:
+            references: at most `MAX_BATCH_CHUNKS`.
+
+        Raises:
+            MalformedError: too many references.
+            StorageError: the database is damaged, or the disk does not work.
+        """
         if len(references) > MAX_BATCH_CHUNKS:
             raise MalformedError(
                 f"at most {MAX_BATCH_CHUNKS} chunks go into one request, not {len(references)}"
             )
-        found = await self._database.read(partial(index.find, references=references))
-        if not any(each.places for each in found):
-            return [each.content for each in found]
-        chunks, verdicts = await anyio.to_thread.run_sync(
-            _read_leaves, references, found, limiter=self._readers
-        )
-        await self._note(verdicts, [place for each in found for place in each.places])
-        return chunks
+        places = await self._database.read(partial(index.places, references=references), bulk=True)
+        return _Lookup(self, places)
+
+    async def _make(self, references: Sequence[bytes], places: Places) -> Chunks:
+        leaves = [reference for reference in references if places.get(reference)]
+        others = [reference for reference in references if not places.get(reference)]
+        made: dict[bytes, bytes | None] = {}
+        if others:
+            made |= await self._database.read(partial(index.nodes, references=others), bulk=True)
+        if leaves:
+            chunks, verdicts = await anyio.to_thread.run_sync(
+                _read_leaves, leaves, places, limiter=self._readers
+            )
+            made |= chunks
+            await self._note(verdicts, [place for reference in leaves for place in places[reference]])
+        return [made[reference] for reference in references]
+
+    async def unfold(self, root: bytes, number: int) -> bytes | None:
+        """Give a chunk of a tree that is offered by its number, see `overlay.peer.chunks.Unfold`.
+
+        Raises:
+            StorageError: the database is damaged, or the disk does not work.
+        """
+        return await self._database.read(partial(index.unfold, root=root, number=number), bulk=True)
 
     async def check(self, share: int) -> Share:
         """Look whether a file, or each file of a folder, is as it was when it was shared, and note it.
@@ -202,7 +240,7 @@ class Shares:
         return await self._database.read(partial(index.get, share=share))
 
     async def parts(self, share: int) -> Sequence[Share]:
-        """Tell the files of a folder, in the order in which they were added.
+        """Tell the files of a folder, those first that were encoded first.
 
         Raises:
             StorageError: the database does not work.
@@ -258,6 +296,15 @@ class Shares:
             encoding = FileEncoding(target, stamp, new.secret)
             async with self._begun(new) as share:
                 return await self._encode(share, encoding, stamp.size, progress)
+
+    async def _unchanged_part(self, path: Path, secret: bytes) -> Share | None:
+        target, stamp = await anyio.to_thread.run_sync(locate, path)
+        found = await self._database.read(partial(index.part_of_path, path=target, secret=secret))
+        return found if found and _is_same(found, stamp, secret) else None
+
+    async def _take_over(self, parent: int, parts: Sequence[int]) -> None:
+        if parts:
+            await self._database.write(partial(index.take_over, parent=parent, parts=parts))
 
     def _secret(self, given: bytes | None, before: Share | None) -> bytes:
         if given is not None:
@@ -347,15 +394,24 @@ class FolderShare:
         self.id = share
         self.secret = secret
         self.share: Share | None = None
+        self._unchanged: list[int] = []
 
     async def add(self, path: Path, progress: Progress | None = None) -> Share:
         """Offer a file as a part of the folder; its name is the manifest's matter.
+
+        A file that is a part of an earlier share of the folder, and looks as it did then, is not read.
 
         Raises:
             NotFoundError, RefusedError, StorageError: see `Shares.add`.
             After failure or cancellation the part is not there; others can still be added.
         """
-        return await self._shares._add(path, progress, parent=self.id, name="", secret=self.secret)  # noqa: SLF001 - one thing in two classes
+        known = await self._shares._unchanged_part(path, self.secret)  # noqa: SLF001 - one thing in two classes
+        if known is not None:
+            self._unchanged.append(known.id)
+            if len(self._unchanged) >= BATCH_PARTS:
+                await self._take_over()
+            return known
+        return await self._shares._add(path, progress, parent=self.id, name="", secret=self.secret)  # noqa: SLF001 - the same
 
     async def finish(self, manifest: bytes) -> Share:
         """Offer the folder, with all parts that were added.
@@ -364,24 +420,38 @@ class FolderShare:
             manifest: the content of the folder's capability.
 
         Raises:
+            RefusedError: a part of an earlier share was removed meanwhile.
             StorageError: the disk is full or does not work.
         """
+        await self._take_over()
         self.share = await self._shares._finish_folder(self.id, manifest, self.secret)  # noqa: SLF001 - the same
         return self.share
+
+    async def _take_over(self) -> None:
+        parts, self._unchanged = self._unchanged, []
+        await self._shares._take_over(self.id, parts)  # noqa: SLF001 - the same
 
 
 def _is_same(share: Share, stamp: Stamp, secret: bytes | None) -> bool:
     return share.stamp == stamp and share.problem != "changed" and secret in (None, share.secret)
 
 
+class _Lookup:
+    """Where the leaves of one request are made from. What is no leaf is looked for when it is wanted."""
+
+    def __init__(self, shares: Shares, places: Places) -> None:
+        self._shares = shares
+        self._places = places
+
+    async def get(self, references: Sequence[bytes]) -> Chunks:
+        return await self._shares._make(references, self._places)
+
+
 def _read_leaves(
-    references: Sequence[bytes], found: Sequence[Found]
-) -> tuple[Chunks, dict[int, Problem | None]]:
+    references: Sequence[bytes], places: Places
+) -> tuple[dict[bytes, bytes | None], dict[int, Problem | None]]:
     with LeafReader() as reader:
-        chunks = [
-            reader.read(reference, each.places) if each.places else each.content
-            for reference, each in zip(references, found, strict=True)
-        ]
+        chunks = {reference: reader.read(reference, places[reference]) for reference in references}
     return chunks, reader.verdicts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from overlay.files.manifest import check_manifest_bytes
@@ -15,6 +16,9 @@ class ChunkTree(Source, Protocol):
     @property
     def block_size(self) -> int:
         """Bytes of each chunk."""
+
+    def unfolds(self, reference: bytes) -> bool:
+        """Whether this is a root that is waited for, above further nodes: see `TreeReader.unfolds`."""
 
 
 class Sink(Protocol):
@@ -55,6 +59,15 @@ class TreeSink(Sink, Protocol):
     @property
     def tree(self) -> TreeReader:
         """See `Sink.tree`."""
+        ...
+
+
+class Part(TreeSink, Protocol):
+    """A sink of one file of several that come in one transfer."""
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, or will be."""
         ...
 
 

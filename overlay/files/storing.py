@@ -79,6 +79,11 @@ class _Holders:
     def _why(self) -> OverlayError:
         if self._failures and all(isinstance(each, TransportUnavailableError) for each in self._failures):
             return self._failures[0]
+        if self._failures and all(isinstance(each, RefusedError) for each in self._failures):
+            return UnreachableError(
+                "every node that was asked refused to keep this, most likely for want of room: "
+                "try again when others are online"
+            )
         return UnreachableError("no other node keeps this file: try again when more nodes are online")
 
     def _fill(self, count: int) -> None:
@@ -114,7 +119,7 @@ async def store_file(node: Node, path: Path, progress: Progress | None = None, *
         NotFoundError: there is no such file.
         RefusedError: it is not a regular file, cannot be read, or changed while it was read.
         TransportUnavailableError: this node is on no network at the moment; nobody was asked.
-        UnreachableError: no other node takes its chunks.
+        UnreachableError: no other node takes its chunks, for example because all quotas are used up.
         Failed or cancelled, some chunks may be stored that nobody can read; they expire.
     """
     node.check_online()

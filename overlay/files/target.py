@@ -53,6 +53,7 @@ class Target:
         self.tree = tree
         self._files = files
         self._examined = examined
+        self._is_sized = tree.size is not None
         self._pieces: list[Piece] = []
         self._nodes: list[tuple[int, bytes]] = []
         self._turn = anyio.Lock()
@@ -145,7 +146,12 @@ class Target:
         pieces, nodes = self._pieces, self._nodes
         self._pieces, self._nodes = [], []
         if pieces or nodes:
-            await self._run(lambda: self._files.write(pieces, nodes))
+            await self._run(lambda: self._put(pieces, nodes, self.tree.present))
+
+    def _put(self, pieces: Sequence[Piece], nodes: Sequence[tuple[int, bytes]], present: int) -> None:
+        if not self._is_sized:  # a few chunks that repeat each other can be content without end
+            self._files.check_room(present)
+        self._files.write(pieces, nodes)
 
     async def _examine(self, places: Sequence[Place]) -> None:
         numbered = [(place, self.tree.number(place)) for place in places]
@@ -160,10 +166,13 @@ class Target:
     async def _run(self, work: Callable[[], _T]) -> _T:
         try:
             return await to_thread.run_sync(work)
+        except StorageError as error:
+            self._failure = str(error)
+            raise
         except OSError as error:
             self._failure = (
-                f"{self.path} cannot be written, {error.strerror}: what was fetched is kept, "
-                "and the same command goes on from there"
+                f"{self.path} cannot be written, {error.strerror}: what was fetched is "
+                f"kept{self._files.hint}, and the same command goes on from there"
             )
             raise StorageError(self._failure) from error
 
@@ -178,6 +187,7 @@ async def open_target(
     window: int = WINDOW_LEAVES,
     examined: Callable[[int], None] | None = None,
     folder: int | None = None,
+    nameless: bool = False,
 ) -> AsyncGenerator[Target, None]:
     """Begin to fetch a file, or go on with it: what an earlier run left is verified first.
 
@@ -191,17 +201,20 @@ async def open_target(
         window: see `TreeReader`.
         folder: descriptor of the folder that the file is in, where names on the way to it cannot be trusted:
             `path` is only shown then.
+        nameless: whether it is never finished, only read: then anything may have its name.
         examined: told, while remains are verified, how many bytes of content are there: 0.3 GB in a second.
 
     Raises:
         RefusedError: the target exists, or is a folder, a link or no file at all; or it is being fetched by
             another.
         NotFoundError: there is no such folder.
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or the disk has no room for `size` bytes.
         MalformedError: content of `size` bytes never has this capability; or what is there is ill-formed.
     """
-    files = await to_thread.run_sync(open_partial, path, capability, overwrite, folder)
+    files = await to_thread.run_sync(open_partial, path, capability, overwrite, folder, nameless)
     try:
+        if size is not None:
+            await to_thread.run_sync(files.check_room, size)
         tree = TreeReader(capability, size=size, window=window, resume=not files.empty)
         target = Target(path, tree, files, examined)
         try:

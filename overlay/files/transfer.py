@@ -9,11 +9,12 @@ asks again after each event and at `Transfer.deadline` at the latest:
             case Ask(circuit, request, references): ...    # progressed() of each, answered() or failed()
             case Close(circuit): ...    # with all its requests; no event is expected any more
 
-Two circuits are begun. When the first is open, as many more are as the work pays for, because a transfer of
-some seconds is over before it could be tried whether they help; in longer ones `Trials` find out how many
-do, and the rest is closed. Each batch goes to the circuit that is expected to bring it first. Near the end,
-when nothing is left that is not asked for (the *endgame*), circuits that have room ask again for what others
-would bring much later, so that a slow or dead one costs a few round trips and not its time-out.
+As many circuits are begun at once as the work pays for, two where it is not known yet: a transfer of some
+seconds is over before it could be tried whether they help. In longer ones `Trials` find out how many do, and
+the rest is closed; where all together are so fast that no network limits them, two are left. Each batch goes
+to the circuit that is expected to bring it first. Near the end, when nothing is left that is not asked for
+(the *endgame*), circuits that have room ask again for what others would bring much later, so that a slow or
+dead one costs a few round trips and not its time-out.
 
 Events of circuits and requests that are over, or never were, are ignored: they may cross with a `Close`.
 """
@@ -22,22 +23,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from itertools import count
 from statistics import median
 
 from overlay.files.actions import Action, Close, Open, Snapshot
 from overlay.files.circuits import Circuit
 from overlay.files.goodput import Goodput, Trials, laggard
-from overlay.files.providers import Providers, Reason
+from overlay.files.providers import Candidates, Providers, Reason
 from overlay.files.schedule import Schedule, Source
-from overlay.identity import NodeIdentifier
 
 MAX_CIRCUITS = 8
 """Circuits of one transfer: raw onion streams gained little beyond, and each burdens six relays."""
 
 FIRST_CIRCUITS = 2
-"""Circuits begun at once: opening one takes 1 to 10 s over Tor, and the faster of two is rarely slow."""
+"""Circuits begun at least: opening one takes 1 to 10 s over Tor, and the faster of two is rarely slow."""
+
+FAST = 48 * 1024 * 1024
+"""Bytes per second of all circuits from which the processors are what limits them, and two do as much as
+eight: over TCP on one machine two carried 119 MB/s and eight, which cost more of the processors, 85."""
+
+FAST_SECONDS = 0.5
+"""Seconds of goodput after which that can be told."""
 
 MAX_OUTSTANDING = 32 * 1024 * 1024
 """Bytes asked for at once on all circuits: what may be in memory before it is written."""
@@ -82,7 +89,7 @@ class Transfer:
 
     Args:
         source: names the chunks, for example a `TreeReader`.
-        providers: who may have them, the best first.
+        candidates: who may have them.
         chunk_bytes: size of each chunk.
         max_circuits: circuits at once.
         max_outstanding: bytes asked for at once.
@@ -94,7 +101,7 @@ class Transfer:
     def __init__(
         self,
         source: Source,
-        providers: Iterable[NodeIdentifier],
+        candidates: Candidates,
         *,
         chunk_bytes: int,
         max_circuits: int = MAX_CIRCUITS,
@@ -102,7 +109,8 @@ class Transfer:
     ) -> None:
         self.failure: Reason | None = None
         self._source = source
-        self._providers = Providers(providers)
+        self._providers = Providers(candidates.named)
+        self._others = candidates.others
         self._chunk = chunk_bytes
         self._schedule = Schedule(source, self._providers, chunk_bytes, max_outstanding)
         self._circuits = self._schedule.circuits
@@ -127,10 +135,6 @@ class Transfer:
     def limit_outstanding(self, count: int) -> None:
         """Ask for at most `count` bytes at once, from now on: less where what comes is held up here."""
         self._schedule.max_outstanding = max(count, self._chunk)
-
-    def add_provider(self, provider: NodeIdentifier) -> None:
-        """Learn of one more who may have the chunks."""
-        self._providers.add(provider)
 
     def next_actions(self, now: float) -> list[Action]:
         """Decide what is to be done now; when it is over, every circuit is closed.
@@ -187,7 +191,10 @@ class Transfer:
         circuit = self._circuits.get(number)
         if circuit is not None:
             self._remove(circuit)
-            self._providers.failed(circuit.provider, now, permanent=permanent)
+            pending = any(
+                it.provider == circuit.provider and it.opened_at is None for it in self._circuits.values()
+            )
+            self._providers.failed(circuit.provider, now, permanent=permanent, pending=pending)
 
     def lost(self, number: int, now: float) -> None:
         """A circuit died, with all its requests."""
@@ -206,7 +213,7 @@ class Transfer:
         circuit = self._circuits[request.circuit]
         if circuit.arrive(request, reference, now):
             self._providers.served(request.provider, circuit.mean_rate)
-            if self._schedule.asked.arrive(request, reference):
+            if self._schedule.arrive(request, reference):
                 self._goodput.add(self._chunk, now)
 
     def answered(self, number: int, arrived: Collection[bytes], now: float) -> None:
@@ -223,8 +230,9 @@ class Transfer:
         self._due = self._due or self._hopeless or bool(request.missing)
         if barren:
             circuit.rests_until = self._providers.barren(request.provider, now)
-            if not circuit.requests:
-                self._close(circuit)
+            for each in [it for it in self._circuits.values() if it.provider == request.provider]:
+                if not each.requests:
+                    self._close(each)
 
     def failed(self, number: int, now: float, *, lied: bool) -> None:
         """A request ended without an answer for each chunk; `lied` if one came that was not asked for."""
@@ -265,6 +273,10 @@ class Transfer:
     def _review(self) -> None:
         """Look at the circuits: which are over, which do not pay, and how many more would."""
         self._give_up_stalled()
+        if self._others and not self.done and self._providers.verdict is not None:
+            for provider in self._others:
+                self._providers.add(provider)
+            self._others = ()
         verdict = None if self.done else self.failure or self._providers.verdict
         self._hopeless = verdict is not None
         self.failure = None if self._requests else verdict  # what is on its way is still taken
@@ -277,6 +289,8 @@ class Transfer:
     def _close_those_that_do_not_pay(self) -> None:
         circuits, rate = self._open_circuits(), self._goodput.rate(self._now)
         left = self._work / rate if rate > 0 else 0.0
+        if rate >= FAST and self._goodput.seconds(self._now) >= FAST_SECONDS:
+            self._trials.limit(FIRST_CIRCUITS)
         steady = len(circuits) == len(self._circuits) >= self._target()
         total = self._goodput.total
         for circuit in self._trials.review(circuits, total, left, self._now, steady=steady):
@@ -289,14 +303,13 @@ class Transfer:
     def _target(self) -> int:
         """Circuits that there should be: as many as pay for the work that is left."""
         circuits, allowed = self._open_circuits(), self._trials.allowed
-        if not circuits:
-            return min(FIRST_CIRCUITS, allowed)
         paying: float = PAYING_BYTES
         measured = [circuit.bandwidth for circuit in circuits if circuit.measured]
         if measured:
             opening = median((circuit.opened_at or 0.0) - circuit.began for circuit in circuits)
             paying = max(MIN_PAYING_BYTES, median(measured) * opening)
-        return max(1, min(allowed, int(self._work / paying)))
+        least = 1 if circuits else FIRST_CIRCUITS
+        return min(allowed, max(least, int(self._work / paying)))
 
     def _open(self) -> None:
         target = self._target()
@@ -320,8 +333,10 @@ class Transfer:
         ready = sorted(self._open_circuits(), key=lambda circuit: circuit.bandwidth)
         opening = [circuit for circuit in circuits if circuit.opened_at is None]
         allowed = self._trials.allowed
-        # What was begun is opened unless those that are open suffice: the target wavers with measurements.
-        surplus = opening if target <= len(ready) else opening[max(0, allowed - len(ready)) :]
+        # What was begun is opened unless those that are open suffice: the target wavers with measurements,
+        # and whoever was reached first may have nothing.
+        enough = target <= sum(circuit.delivered > 0 for circuit in ready)
+        surplus = opening if enough else opening[max(0, allowed - len(ready)) :]
         return surplus + ready[: max(0, len(ready) - allowed)]
 
     def _remove(self, circuit: Circuit) -> None:

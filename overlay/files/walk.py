@@ -8,16 +8,19 @@ import re
 import stat
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from overlay.errors import NotFoundError, RefusedError
-from overlay.files.manifest import Entry, check_path, write_manifest
+from overlay.files.manifest import Entry, check_path, fold, write_manifest
 
 BATCH_ITEMS = 256
 """Files looked at in one step of a thread: some milliseconds."""
+
+_IDENTITY, _IDENTITY_BYTES = "identity", 64  # what makes a folder the home of a node
 
 # What a fetch of this program has beside a file that is not whole yet; see `overlay.files.target`.
 _UNFINISHED = re.compile(r"\..*\.[0-9a-f]{8}\.(part|nodes)", re.DOTALL)
@@ -73,7 +76,7 @@ class Walk:
 
         Raises:
             NotFoundError: there is no such folder.
-            RefusedError: a folder cannot be read.
+            RefusedError: a folder cannot be read, or is the home of a node.
             MalformedError: a name cannot be told to others.
         """
         items = list(islice(self._items, BATCH_ITEMS))
@@ -105,6 +108,8 @@ class Walk:
                 for each in listing:
                     status = each.stat(follow_symlinks=False)
                     kind = stat.S_IFMT(status.st_mode)
+                    if each.name == _IDENTITY and _is_identity(status):
+                        raise RefusedError(_secret(folder))
                     if kind not in {stat.S_IFREG, stat.S_IFDIR} or is_unfinished(each.name):
                         self.skipped += 1
                     else:
@@ -130,7 +135,7 @@ def survey(root: Path) -> Survey:
 
     Raises:
         NotFoundError: there is no such folder.
-        RefusedError: a folder in it cannot be read.
+        RefusedError: a folder in it cannot be read, or is the home of a node.
         MalformedError: a name cannot be told to others, clashes with another, or there are too many.
     """
     walk = Walk(root)
@@ -139,6 +144,30 @@ def survey(root: Path) -> Survey:
     return Survey(walk.files, walk.size, walk.skipped, walk.digest)
 
 
+def refuse_home(path: Path) -> None:
+    """Refuse what lies in the home of a node: whoever has its keys is the node.
+
+    Args:
+        path: of a file or folder.
+
+    Raises:
+        RefusedError: it does, or is one.
+    """
+    found = Path(os.path.realpath(path))
+    for folder in (found, *found.parents):
+        with suppress(OSError):  # what cannot be read is told by whoever reads it
+            if _is_identity((folder / _IDENTITY).stat()):
+                raise RefusedError(_secret(folder))
+
+
+def _is_identity(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_size == _IDENTITY_BYTES
+
+
+def _secret(folder: Path) -> str:
+    return f"{folder} is the home of a node, whose keys are secret: share nothing in it, nor what contains it"
+
+
 def is_unfinished(name: str) -> bool:
-    """Whether a file is called like those that hold what this program has fetched of another one."""
-    return _UNFINISHED.fullmatch(name) is not None
+    """Whether a file is called, to any system, like those that hold what was fetched of another one."""
+    return _UNFINISHED.fullmatch(fold(name)) is not None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count, islice
+from typing import NamedTuple
 
 from overlay.files.actions import Ask, Close, Open
 from overlay.files.transfer import Transfer
@@ -152,13 +153,22 @@ class _Circuit:
         self.requests: dict[int, _Request] = {}
         self.sending = False
         self.open = False
-        self._number = number
+        self.number = number
 
     def rate(self, now: float) -> float:
         if not self.link.sigma:
             return self.link.rate
-        chance = random.Random(f"{self._number} {now // WEATHER_SECONDS}")  # noqa: S311 - a simulation
+        chance = random.Random(f"{self.number} {now // WEATHER_SECONDS}")  # noqa: S311 - a simulation
         return self.link.rate * chance.lognormvariate(0.0, self.link.sigma)
+
+
+class _Crossing(NamedTuple):
+    """A chunk on its way through the bottleneck."""
+
+    circuit: _Circuit
+    request: _Request
+    name: bytes
+    last: bool
 
 
 class SimulatedTransfer:
@@ -201,7 +211,8 @@ class SimulatedTransfer:
         self._peers = dict(peers)
         self._opened_to: Counter[NodeIdentifier] = Counter()
         self.bottleneck = bottleneck
-        self._busy_until = 0.0
+        self._queues: dict[int, deque[_Crossing]] = {}  # before the bottleneck, by circuit, the next first
+        self._crossing = False
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._holders: Counter[bytes] = Counter()
@@ -327,14 +338,34 @@ class SimulatedTransfer:
 
     def _sent(self, circuit: _Circuit, request: _Request, name: bytes) -> None:
         circuit.sending = False
-        self._busy_until = max(self.now, self._busy_until) + CHUNK / self.bottleneck
-        arrival = self._busy_until + circuit.link.round_trip / 2
         last = not request.waiting
-        self.at(arrival, lambda: self._arrive(circuit, request, name))
         if last:
             circuit.turns.remove(request)
-            self.at(arrival, lambda: self._finish(circuit, request))
+        crossing = _Crossing(circuit, request, name, last)
+        self._queues.setdefault(circuit.number, deque()).append(crossing)
+        if not self._crossing:
+            self._cross()
         self._send(circuit)
+
+    def _cross(self) -> None:
+        """Let one chunk pass the bottleneck: the circuits take turns, as in a relay."""
+        number, queue = next(iter(self._queues.items()))
+        del self._queues[number]
+        crossing = queue.popleft()
+        if queue:
+            self._queues[number] = queue
+        self._crossing = True
+        self.at(self.now + CHUNK / self.bottleneck, lambda: self._crossed(crossing))
+
+    def _crossed(self, crossing: _Crossing) -> None:
+        self._crossing = False
+        circuit, request, name, last = crossing
+        arrival = self.now + circuit.link.round_trip / 2
+        self.at(arrival, lambda: self._arrive(circuit, request, name))
+        if last:
+            self.at(arrival, lambda: self._finish(circuit, request))
+        if self._queues:
+            self._cross()
 
     def _arrive(self, circuit: _Circuit, request: _Request, name: bytes) -> None:
         if request.ask.request not in circuit.requests or request.ask.circuit not in self.circuits:

@@ -129,8 +129,10 @@ class Decoder:
         branch = self._branch if self._branch and self._branch[1].reference == reference else None
         if branch is None and reference not in self._waiting:
             return False
-        if len(data) != self._block_size or chunk_reference(data) != reference:
+        if chunk_reference(data) != reference:
             raise VerificationError("a chunk does not fit its reference: ask another holder for it")
+        if len(data) != self._block_size:
+            raise MalformedError("the read capability names another size of chunks than it leads to")
         if reference in self._waiting:
             contents = [self._open_leaf(leaf, data) for leaf in self._waiting[reference]]
             for leaf, content in zip(self._waiting.pop(reference), contents, strict=True):

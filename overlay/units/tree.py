@@ -80,6 +80,10 @@ class TreeReader:
         window: leaves that may be open at once.
         resume: whether places have to be settled before their chunks are wanted; see `planned`.
 
+    Attributes:
+        capability: as given.
+        block_size: bytes of each chunk.
+
     Raises:
         MalformedError: content of `size` bytes never has a capability of this level.
     """
@@ -94,6 +98,7 @@ class TreeReader:
     ) -> None:
         if size is not None and tree_shape(size, capability.block_size)[1] != capability.level:
             raise MalformedError(f"content of {size} bytes does not fit its read capability")
+        self.capability = capability
         self.block_size = capability.block_size
         self._arity = capability.block_size // PAIR_BYTES
         self._top = capability.level
@@ -158,6 +163,10 @@ class TreeReader:
         # each: so that one chunk never becomes more than one content, and the window bounds what that takes.
         return [place for place in places if place.key == places[0].key and place.level == places[0].level]
 
+    def unfolds(self, reference: bytes) -> bool:
+        """Whether this is a root that is waited for, above further nodes: who has it has those as well."""
+        return self._top > 1 and any(place.level == self._top for place in self.places(reference))
+
     def receive(self, reference: bytes, data: bytes) -> list[Piece]:
         """Take a chunk.
 
@@ -173,8 +182,10 @@ class TreeReader:
         places = self.places(reference)
         if not places:
             return []
-        if len(data) != self.block_size or chunk_reference(data) != reference:
+        if chunk_reference(data) != reference:
             raise VerificationError("a chunk does not fit its reference: ask another holder for it")
+        if len(data) != self.block_size:
+            raise MalformedError("the read capability names another size of chunks than it leads to")
         level, key = places[0].level, places[0].key
         plain = apply_cipher(key, level, data)
         pieces: list[Piece] = []

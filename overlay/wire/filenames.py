@@ -5,7 +5,8 @@ never a path. `safe_basename` refuses what no honest program sends and mends wha
 
 - refused: an empty name, `.` and `..`, a slash or backslash, NUL and every other control character, marks
   that change the direction of text or cannot be seen, half of a surrogate pair, and the device names that
-  Windows reserves, with any ending;
+  Windows reserves, with any ending; the two joiners of letters only where they may join any, see
+  `STRAY_JOINER`;
 - mended: leading dots and dashes (hidden files, options of commands) and `~` become `_`, trailing dots and
   spaces go, `: * ? " < > |` become `_`, and what is longer than `MAX_NAME_BYTES` is cut before its ending.
 
@@ -28,6 +29,10 @@ MAX_GIVEN_BYTES = 4096
 _MAX_ENDING_BYTES = 20  # `.tar.zst` is 8; whatever is longer is not an ending
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"  # of category Cf, but Persian words and many emoji need them
+STRAY_JOINER = re.compile(rf"(?<![^\x00-\x7f{_JOINERS}])[{_JOINERS}]|[{_JOINERS}](?![^\x00-\x7f{_JOINERS}])")
+"""A joiner (U+200C, U+200D) that is not between two characters beyond ASCII: nothing there could need it, and
+it would only make two names that look the same."""
+
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|:|$)", re.IGNORECASE)
 _AWKWARD = re.compile(r'[:*?"<>|]')
 _LEADING = re.compile(r"^[.\-~ ]+")
@@ -59,7 +64,8 @@ def _refuse_dangerous(name: str) -> None:
         raise MalformedError("a file name is empty or made of dots")
     if "/" in name or "\\" in name:
         raise MalformedError("a file name holds a path: only its last part may be given")
-    if any(unicodedata.category(char) in _REFUSED_CATEGORIES and char not in _JOINERS for char in name):
+    hidden = any(unicodedata.category(char) in _REFUSED_CATEGORIES and char not in _JOINERS for char in name)
+    if hidden or STRAY_JOINER.search(name):
         raise MalformedError("a file name holds characters that cannot be seen")
     if len(name.encode()) > MAX_GIVEN_BYTES:
         raise MalformedError(f"a file name is longer than {MAX_GIVEN_BYTES} bytes")
@@ -80,4 +86,4 @@ def _shorten(name: str) -> str:
     tail = dot + ending
     room = MAX_NAME_BYTES - len(tail.encode())
     cut = stem.encode()[:room].decode(errors="ignore")
-    return cut.rstrip(". ") + tail
+    return cut.rstrip(". " + _JOINERS) + tail

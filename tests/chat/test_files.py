@@ -26,9 +26,10 @@ from overlay.errors import (
     VerificationError,
 )
 from overlay.files import providers
+from overlay.files.running import Running
 from overlay.identity import NodeIdentifier
 from overlay.peer.accept import Delivery, Reply
-from overlay.peer.chunks import FETCH, REFERENCE_BYTES
+from overlay.peer.chunks import FETCH, REFERENCE_BYTES, ChunkSource
 from overlay.peer.node import Node
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
@@ -93,18 +94,18 @@ def changed(posted: File, **fields: Any) -> File:  # noqa: ANN401 - of any field
 @pytest.mark.parametrize("size", [0, 1, 1024, 16_384, 3_000_077])
 async def test_what_is_posted_is_what_is_fetched(tmp_path: Path, size: int) -> None:
     path = write_file(tmp_path, size)
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[int, int | None]] = []
     async with people(1, "alice", "bob", "carol") as (_, (alice, bob, carol)):
         posted = await post_file(alice, path)
         assert (posted.name, posted.size) == ("photo.jpg", size)
         assert {NodeIdentifier(each) for each in posted.holders} == {bob.identifier, carol.identifier}
         target, fetched = await fetch_file(
-            alice, posted, tmp_path / "copy", lambda done, total: steps.append((done, total))
+            alice, posted, tmp_path / "copy", lambda running: steps.append((running.present, running.size))
         )
     assert (target, fetched) == (tmp_path / "copy", size)
     assert target.read_bytes() == path.read_bytes()
     assert names_in(tmp_path) == ["copy", "photo.jpg"]
-    assert steps == sorted(steps)
+    assert [present for present, _ in steps] == sorted(present for present, _ in steps)
     assert steps[-1] == (size, size)
 
 
@@ -115,12 +116,30 @@ async def test_a_file_whose_name_cannot_be_told_is_not_posted(tmp_path: Path) ->
         assert (await bob.storage.usage()).chunks == 0
 
 
-async def test_what_this_node_keeps_itself_is_not_asked_for(tmp_path: Path) -> None:
+async def test_a_node_that_keeps_a_file_asks_for_it_as_anybody_does(tmp_path: Path) -> None:
     async with people(3, "alice", "bob", "carol") as (_, (alice, bob, carol)):
-        posted = await post_file(alice, write_file(tmp_path, 50_000))
-        asked = asked_of(carol)
+        posted = await post_file(alice, write_file(tmp_path, 8_000_000))
+        asked = asked_of(bob), asked_of(carol)
         await fetch_file(bob, posted, tmp_path / "copy")
-        assert asked == []
+        assert min(map(len, asked)) > 16
+        assert set(asked[0]) | set(asked[1]) == set(await every_reference(bob))
+
+
+async def test_the_only_one_who_keeps_a_file_can_fetch_it(tmp_path: Path) -> None:
+    path = write_file(tmp_path, 3_000_000)
+    async with people(3, "alice", "bob") as (_, (alice, bob)):
+        posted = await post_file(alice, path)
+        assert posted.holders == (bob.identifier.value,)
+        await fetch_file(bob, posted, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == path.read_bytes()
+
+
+async def every_reference(node: Node) -> list[bytes]:
+    """Of all that a node stores for others."""
+    rows = await node.storage._database.read(
+        lambda connection: connection.execute("SELECT reference FROM chunks").fetchall()
+    )
+    return [reference for (reference,) in rows if isinstance(reference, bytes)]
 
 
 async def test_two_holders_share_the_work(tmp_path: Path) -> None:
@@ -131,7 +150,7 @@ async def test_two_holders_share_the_work(tmp_path: Path) -> None:
         assert min(map(len, asked)) > 16
 
 
-class Liar:
+class Liar(ChunkSource):
     async def get(self, references: Sequence[bytes]) -> Sequence[bytes | None]:
         return [bytes(32_768) for _ in references]
 
@@ -185,8 +204,8 @@ async def test_a_cancelled_fetch_leaves_no_file_and_is_gone_on_with(tmp_path: Pa
     path = write_file(tmp_path, 16_000_000)
     scope = anyio.CancelScope()
 
-    def stop(done: int, _total: int) -> None:
-        if done > 4_000_000:
+    def stop(running: Running) -> None:
+        if running.present > 4_000_000:
             scope.cancel()
 
     async with people(7, "alice", "bob") as (_, (alice, bob)):
@@ -261,12 +280,11 @@ async def test_a_node_without_a_network_says_so_at_once(
     async with people(12, "alice", "bob", "carol") as (_, (alice, bob, _)):
         posted = await post_file(alice, write_file(tmp_path, 100))
         asked = asked_of(bob)
-        for node in (alice, bob):
+        for node in (alice, bob):  # Bob keeps it himself, and asks for it all the same
             monkeypatch.setattr(node, "check_online", offline)
-        with pytest.raises(TransportUnavailableError, match="its router is gone"):
-            await fetch_file(alice, posted, tmp_path / "copy")
+            with pytest.raises(TransportUnavailableError, match="its router is gone"):
+                await fetch_file(node, posted, tmp_path / "copy")
         assert asked == []
-        assert (await fetch_file(bob, posted, tmp_path / "copy"))[1] == 100  # needs nobody
 
 
 @pytest.mark.usefixtures("hasty")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from overlay.control.home import Home
 from overlay.control.protocol import JSON
 from overlay.control.server import Answers, Arguments, Handler, Handlers
-from overlay.errors import MalformedError
+from overlay.errors import MalformedError, OverlayError, UnreachableError
 from overlay.files.links import FileLink
 from overlay.locators import LocatorRecord, parse_locator
+from overlay.peer.storage import MAX_QUOTA
 from overlay.testing.nodes import World
 from overlay.units.capability import ReadCapability
 from overlay_cli.parser import parse
@@ -38,6 +42,15 @@ RUNNING: dict[str, JSON] = {
     "providers": 1,
     "chunks": 12,
     "limit": None,
+}
+FIGURES_LINE = "  1.0 MiB of 4.0 MiB, 1.0 MiB/s, 3 s left, 4 circuits to 1 node, 12 chunks asked for"
+FULL: dict[str, JSON] = {
+    "up": None,
+    "down": None,
+    "disk": 1 << 30,
+    "pinned": 8 << 20,
+    "others": 1024,
+    "evicted": 0,
 }
 FIGURES = {name: RUNNING[name] for name in ("rate", "left", "circuits", "providers", "chunks")}
 
@@ -68,6 +81,91 @@ def test_progress_comes_as_lines_before_the_result(overlay: Command, scripted: S
     assert alone == result
 
 
+def reading(*pieces: bytes, then: OverlayError | None = None, wait: bool = False) -> Handler[Any]:
+    """Hands on pieces, and then fails, waits for ever, or is done."""
+
+    async def run(args: ReadArguments, answers: Answers) -> JSON:
+        folder = anyio.Path(args.folder)
+        await (folder / "content").write_bytes(b"what came too early")
+        answers.progress(1, 2, FIGURES)
+        for piece in pieces:
+            await answers.item({"content": base64.b64encode(piece).decode()})
+        if then is not None:
+            raise then
+        if wait:
+            await anyio.sleep_forever()
+        return None
+
+    return Handler(ReadArguments, run)
+
+
+class ReadArguments(Arguments, frozen=True):
+    link: str
+    folder: str
+    rate: int | None = None
+
+
+def scratch(overlay: Command) -> list[Path]:
+    return [*overlay.home.glob("stdout-*")]
+
+
+def test_content_and_nothing_else_goes_to_stdout(overlay: Command, scripted: Start, tmp_path: Path) -> None:
+    data = os.urandom(3_000_000)
+    scripted({"file.read": reading(*(data[at : at + 70_000] for at in range(0, len(data), 70_000)))})
+    with (tmp_path / "out").open("wb") as out:
+        command = overlay.arguments("file", "get", "urn", "-o", "-", "--rate", "20000")
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, env=overlay.environ, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "out").read_bytes() == data
+    assert scratch(overlay) == []
+
+
+def test_a_failure_on_the_way_is_told_beside_stdout(overlay: Command, scripted: Start) -> None:
+    scripted({"file.read": reading(b"a part", then=UnreachableError("nobody is there"))})
+    done = overlay("file", "get", "urn", "-o", "-")
+    assert (done.code, done.out, done.err) == (5, "a part", "overlay: nobody is there\n")
+    assert scratch(overlay) == []
+
+
+def test_who_reads_no_more_ends_it(overlay: Command, scripted: Start) -> None:
+    scripted({"file.read": reading(*([bytes(200_000)] * 50))})
+    with overlay.running("file", "get", "urn", "-o", "-") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(1) == b"\0"
+        process.stdout.close()
+        assert process.wait() == 141
+        assert process.stderr.read() == b""
+    assert scratch(overlay) == []
+
+
+def test_an_interruption_leaves_nothing(overlay: Command, scripted: Start) -> None:
+    scripted({"file.read": reading(b"a part", wait=True)})
+    with overlay.running("file", "get", "urn", "-o", "-") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(6) == b"a part"
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+        assert b"begins anew" in process.stderr.read()
+    assert scratch(overlay) == []
+
+
+@pytest.mark.parametrize("words", [("--json",), ("--only", "*.txt")])
+def test_what_does_not_go_with_stdout(overlay: Command, words: tuple[str, ...]) -> None:
+    done = overlay("file", "get", "urn", "-o", "-", *words)
+    assert (done.code, done.out) == (2, "")
+    assert "leave one" in done.err
+
+
+def test_a_full_disk_under_stdout_is_told(overlay: Command, scripted: Start) -> None:
+    scripted({"file.read": reading(b"much")})
+    with Path("/dev/full").open("wb") as full:
+        command = overlay.arguments("file", "get", "urn", "-o", "-")
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=overlay.environ, check=False)
+    assert (done.returncode, done.stderr) == (1, b"overlay: no space left on device\n")
+
+
 def test_an_older_node_says_less(overlay: Command, scripted: Start) -> None:
     scripted({"file.get": getting((1 << 20, 4 << 20, {}))})
     assert overlay("--json", "file", "get", "urn").lines[0] == {
@@ -79,16 +177,67 @@ def test_status(overlay: Command, scripted: Start) -> None:
     async def status(_args: Anything, answers: Answers) -> JSON:
         await answers.item(RUNNING)
         await answers.item({**RUNNING, "path": EVIL, "limit": 65536, "left": None, "circuits": 0})
+        for task in ("get", "chat", "pin", "read"):
+            path = RUNNING["path"] if task in {"get", "chat"} else None
+            await answers.item({**RUNNING, "task": task, "name": f"{task}{EVIL}", "path": path})
         return None
 
-    scripted({"file.status": Handler(Anything, status)})
+    scripted({"file.status": Handler(Anything, status), "file.limit": limits(FULL)})
     assert overlay("file", "status").out.splitlines() == [
         "/tmp/plan",  # noqa: S108 - nothing is written
-        "  1.0 MiB of 4.0 MiB, 1.0 MiB/s, 3 s left, 4 circuits to 1 node, 12 chunks asked for",
+        FIGURES_LINE,
         "\\x1b[2J\\u202e",
         "  1.0 MiB of 4.0 MiB, 1.0 MiB/s, no circuit yet, 12 chunks asked for, limited to 64.0 KiB/s",
+        "/tmp/plan",  # noqa: S108 - nothing is written
+        FIGURES_LINE,
+        "/tmp/plan (posted)",  # noqa: S108 - nothing is written
+        FIGURES_LINE,
+        "pin\\x1b[2J\\u202e (to pin it)",
+        FIGURES_LINE,
+        "read\\x1b[2J\\u202e (to standard output)",
+        FIGURES_LINE,
+        "disk 1.0 GiB: 8.0 MiB pinned, 1.0 KiB kept for others",
     ]
-    assert overlay("--json", "file", "status").lines[0] == RUNNING
+    first, *_others = overlay("--json", "file", "status").lines
+    assert first == RUNNING
+
+
+def limits(answer: dict[str, JSON]) -> Handler[Any]:
+    async def limit(_args: Anything, _answers: Answers) -> JSON:
+        return answer
+
+    return Handler(Anything, limit)
+
+
+def test_a_limit_of_the_disk_says_what_it_cost_and_what_it_could_not(
+    overlay: Command, scripted: Start
+) -> None:
+    scripted({"file.limit": limits({**FULL, "disk": 1 << 20, "others": 0, "evicted": 1024})})
+    done = overlay("file", "limit", "--disk", "1M")
+    assert (
+        done.out
+        == "up without limit, down without limit, disk 1.0 MiB: 8.0 MiB pinned, 0 B kept for others\n"
+    )
+    assert done.err.splitlines() == [
+        "1.0 KiB that were kept for others were given up",
+        "what is pinned takes more than that: it stays, and nothing more is stored until it fits",
+    ]
+    assert overlay("--quiet", "file", "limit", "--disk", "1M").err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [("0", 0), ("1000", 1000), ("3k", 3072), ("500M", 500 << 20), ("20G", 20 << 30), ("1T", MAX_QUOTA)],
+)
+def test_sizes_of_the_disk(words: str, size: int) -> None:
+    assert parse(["file", "limit", "--disk", words]).disk == size
+    assert parse(["file", "limit", "--up", "64K"]).up == 65_536
+
+
+@pytest.mark.parametrize("words", ["-1", "", "M", "1.5G", "2T", "1MB", "much", "1099511627777", "none"])
+def test_what_is_no_size_of_the_disk(words: str) -> None:
+    with pytest.raises(MalformedError):
+        parse(["file", "limit", f"--disk={words}"])
 
 
 def test_status_goes_on_until_it_is_interrupted(overlay: Command, scripted: Start) -> None:
@@ -126,6 +275,12 @@ def test_status_goes_on_until_it_is_interrupted(overlay: Command, scripted: Star
             {"path": "/x", "down": 16384},
             "down 16.0 KiB/s",
         ),
+        (
+            ("--disk", "0"),
+            {"disk": 0},
+            {**FULL, "disk": 0, "pinned": 0},
+            "up without limit, down without limit, disk 0 B: 0 B pinned, 1.0 KiB kept for others",
+        ),
     ],
 )
 def test_limits(  # noqa: PLR0917 - parameters of a table
@@ -139,6 +294,7 @@ def test_limits(  # noqa: PLR0917 - parameters of a table
     class LimitArguments(Arguments, frozen=True):
         up: int | None = -1
         down: int | None = -1
+        disk: int | None = -1
         path: str | None = None
 
     async def limit(given: LimitArguments, _answers: Answers) -> JSON:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from overlay.errors import MalformedError, StorageError
 from overlay_cli import spool
-from overlay_cli.spool import spooled_stdin
+from overlay_cli.spool import binary_stdout, scratch_folder, spooled_stdin, write_all
 
 
 def give(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
@@ -53,3 +55,52 @@ def test_only_what_nobody_uses_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_p
         with spooled_stdin(tmp_path) as other:
             assert (one.read_bytes(), other.read_bytes()) == (b"one", b"other")
         assert list(tmp_path.iterdir()) == [one]
+
+
+def test_a_folder_is_there_for_a_while_and_private(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path) as folder:
+        assert folder.parent == tmp_path
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (folder / "content").write_bytes(b"much")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StorageError, match="cannot be kept"), scratch_folder(tmp_path / "none"):
+        pass
+
+
+def test_only_folders_that_nobody_uses_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "stdout-left").mkdir()
+    (tmp_path / "stdout-left" / "content").write_bytes(b"left")
+    with scratch_folder(tmp_path) as one:
+        assert list(tmp_path.iterdir()) == [one]
+        with scratch_folder(tmp_path) as other:
+            assert {*tmp_path.iterdir()} == {one, other}
+        assert list(tmp_path.iterdir()) == [one]
+
+
+def test_stdout_may_be_closed_or_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(MalformedError, match="stdout is closed"), binary_stdout():
+        pass
+    leader, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stdout, os.fdopen(leader, "rb"):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(MalformedError, match="stdout is a terminal"), binary_stdout():
+            pass
+
+
+def test_a_pipe_that_does_not_wait_gets_everything() -> None:
+    data, got = os.urandom(1 << 20), bytearray()
+    source, sink = os.pipe()
+    os.set_blocking(sink, False)
+    with io.FileIO(source) as reader:
+
+        def read() -> None:
+            while piece := reader.read(4096):
+                got.extend(piece)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        with io.FileIO(sink, "wb") as file:
+            write_all(file, data)
+        thread.join()
+    assert bytes(got) == data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -209,6 +210,7 @@ async def test_before_the_node_is_there_only_some_verbs_answer() -> None:
             "invite": "x",
             "text": "x",
             "path": "/x",
+            "folder": "/x",
             "file": "x",
             "link": "x",
         }
@@ -239,15 +241,41 @@ async def test_arguments_have_bounds(verb: str, args: dict[str, JSON]) -> None:
 async def test_limits_are_set_one_by_one_and_removed(pair: tuple[Caller, Caller]) -> None:
     ann, _ = pair
     chunks = ann.runtime.services.node.chunks
-    assert await ann.call("file.limit") == {"up": None, "down": None}
-    assert await ann.call("file.limit", up=65_536) == {"up": 65_536, "down": None}
-    assert await ann.call("file.limit", down=131_072) == {"up": 65_536, "down": 131_072}
+
+    async def limit(**args: JSON) -> tuple[JSON, JSON]:
+        found = await ann.call("file.limit", **args)
+        return found["up"], found["down"]
+
+    assert await limit() == (None, None)
+    assert await limit(up=65_536) == (65_536, None)
+    assert await limit(down=131_072) == (65_536, 131_072)
     assert (chunks.up.rate, chunks.down.rate) == (65_536, 131_072)
-    assert await ann.call("file.limit", up=None) == {"up": None, "down": 131_072}
+    assert await limit(up=None) == (None, 131_072)
     with pytest.raises(NotFoundError, match="nothing is being fetched"):
         await ann.call("file.limit", path="/nothing", down=65_536)
-    with pytest.raises(MalformedError, match="limited down"):
-        await ann.call("file.limit", path="/nothing", up=65_536)
+    for wrong in ({"up": 65_536}, {"down": 65_536, "disk": 0}):
+        with pytest.raises(MalformedError, match="limited down"):
+            await ann.call("file.limit", path="/nothing", **wrong)
+
+
+async def test_the_disk_is_limited_while_the_node_runs(pair: tuple[Caller, Caller]) -> None:
+    ann, _ = pair
+    storage = ann.runtime.services.node.storage
+    await storage.put([bytes(1024), bytes(range(256)) * 4], now=0)
+    (mine,) = await storage.put([b"mine" * 256], now=0, own=True)
+    shown = {"up": None, "down": None, "disk": 1 << 30, "pinned": 1024, "others": 2048, "evicted": 0}
+    assert await ann.call("file.limit") == shown
+    lowered = await ann.call("file.limit", disk=2048)
+    assert lowered == shown | {"disk": 2048, "others": 1024, "evicted": 1024}
+    assert await ann.call("file.limit", disk=0) == lowered | {"disk": 0, "others": 0}
+    assert await storage.owned([mine]) == [True]
+
+
+@pytest.mark.parametrize("disk", [-1, 2**40 + 1, 1.5, "much", None])
+async def test_what_is_no_limit_of_the_disk(disk: JSON) -> None:
+    handler = bind(Runtime(World().secret("ann").identifier, "", []))["file.limit"]
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"disk": disk}, handler.arguments)
 
 
 @pytest.mark.parametrize("rate", [-1, 0, 16_383, 2**40 + 1, 1.5, "fast", True])
@@ -280,3 +308,65 @@ async def test_a_fetch_is_limited_shown_and_set_free_while_it_runs(
         assert await bob.call("file.limit", path=copy, down=None) == {"path": copy, "down": None}
     assert await anyio.Path(copy).read_bytes() == await source.read_bytes()
     assert await bob.items("file.status") == []
+
+
+async def until_it_runs(caller: Caller) -> Any:  # noqa: ANN401 - JSON to be looked into
+    """Wait until a fetch has a circuit, and tell how it stands."""
+    status: list[Any] = []
+    while not status or not status[0]["circuits"]:
+        await anyio.sleep(0.01)
+        status = await caller.items("file.status")
+    return status[0]
+
+
+async def test_a_pin_is_shown_while_it_runs(pair: tuple[Caller, Caller], tmp_path: Path) -> None:
+    ann, bob = pair
+    source = anyio.Path(tmp_path / "a.bin")
+    await source.write_bytes(bytes(range(256)) * 8192)
+    shared = await ann.call("file.share", path=str(source))
+    await bob.call("file.limit", down=16_384)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: bob.call("file.pin", link=shared["link"]))
+        shown = await until_it_runs(bob)
+        assert (shown["task"], shown["name"], shown["path"]) == ("pin", "a.bin", None)
+        assert (shown["size"], shown["providers"]) == (2_097_152, 1)
+        assert shown["chunks"] <= 2  # four seconds of the limit
+        await bob.call("file.limit", down=None)
+    assert await bob.items("file.status") == []
+    (item,) = await bob.items("file.list")
+    assert item["pinned"]
+
+
+async def test_a_fetch_of_the_chat_is_shown_and_limited_while_it_runs(
+    pair: tuple[Caller, Caller], tmp_path: Path
+) -> None:
+    ann, bob = pair
+    source = anyio.Path(tmp_path / "a.bin")
+    await source.write_bytes(bytes(range(256)) * 8192)
+    created = await bob.call("chat.create", title="Plans")
+    await ann.call("chat.join", invite=created["invite"])
+    await bob.call("chat.post", session="Plans", path=str(source))  # ann keeps it, and bob fetches it
+    copy = str(tmp_path / "copy")
+    await bob.call("file.limit", down=16_384)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: bob.call("chat.get", session="Plans", file="a.bin", path=copy))
+        shown = await until_it_runs(bob)
+        assert (shown["task"], shown["name"], shown["path"]) == ("chat", "a.bin", copy)
+        assert shown["size"] == 2_097_152
+        await bob.call("file.limit", path=copy, down=1 << 40)
+        assert (await bob.items("file.status"))[0]["limit"] == 1 << 40
+        await bob.call("file.limit", down=None)
+    assert await anyio.Path(copy).read_bytes() == await source.read_bytes()
+    assert await bob.items("file.status") == []
+
+
+async def test_content_comes_as_items(pair: tuple[Caller, Caller], tmp_path: Path) -> None:
+    ann, bob = pair
+    data = bytes(range(256)) * 4096
+    source, folder = anyio.Path(tmp_path / "a.bin"), anyio.Path(tmp_path / "room")
+    await source.write_bytes(data)
+    await folder.mkdir()
+    shared = await ann.call("file.share", path=str(source))
+    items = await bob.items("file.read", link=shared["link"], folder=str(folder))
+    assert b"".join(b64decode(item["content"]) for item in items) == data
+    assert [entry async for entry in folder.iterdir()] == []

@@ -22,7 +22,6 @@ from overlay.chat.messages import EVENTS_KIND
 from overlay.chat.service import Chat
 from overlay.chat.store import CHAT_SCHEMA
 from overlay.errors import UnreachableError
-from overlay.identity import NodeIdentifier
 from overlay.peer.accept import Delivery, Reply
 from overlay.peer.chunks import BATCH_CHUNKS, FETCH, REFERENCE_BYTES, Take
 from overlay.peer.node import Node, NodeOptions
@@ -191,16 +190,14 @@ def spy_chunks(node: Node) -> list[bytes]:
     taken: list[bytes] = []
     fetch = node.chunks.fetch_over
 
-    async def spying(
-        channel: Channel, provider: NodeIdentifier, references: Sequence[bytes], take: Take
-    ) -> None:
+    async def spying(channel: Channel, references: Sequence[bytes], take: Take) -> None:
         async def note(reference: bytes, chunk: bytes) -> None:
             taken.append(reference)
             await take(reference, chunk)
 
-        await fetch(channel, provider, references, note)
+        await fetch(channel, references, note)
 
-    node.chunks.fetch_over = spying  # type: ignore[method-assign, assignment]
+    node.chunks.fetch_over = spying  # type: ignore[method-assign]
     return taken
 
 

@@ -16,12 +16,15 @@ from overlay.errors import NotFoundError, StorageError, UnreachableError, Verifi
 from overlay.files import providers
 from overlay.files.actions import Snapshot
 from overlay.files.fetch import fetch
+from overlay.files.providers import Candidates
 from overlay.files.share_records import Share
 from overlay.files.shares import SHARES_SCHEMA, Shares
 from overlay.files.target import open_target
+from overlay.peer.chunks import ChunkSource, Lookup
 from overlay.peer.node import Node
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
+from overlay.units.eris import chunk_reference
 
 
 @dataclass
@@ -36,6 +39,7 @@ async def provider(world: World, name: str) -> AsyncIterator[Provider]:
         shares = Shares(database, entropy=world.entropy, clock=world.clock)
         await shares.load()
         node.chunks.sources.append(shares)
+        node.chunks.unfolding.append(shares.unfold)
         yield Provider(node, shares)
 
 
@@ -79,7 +83,7 @@ async def get(alice: Node, share: Share, path: Path, asked: Sequence[Provider]) 
     shown: list[Snapshot] = []
     assert share.capability is not None
     async with open_target(path, share.capability, size=share.size) as target:
-        await fetch(alice, target, [each.node.identifier for each in asked], shown.append)
+        await fetch(alice, target, Candidates([each.node.identifier for each in asked]), shown.append)
         await target.finish()
     return shown
 
@@ -92,6 +96,42 @@ async def test_a_file_comes_whole_over_several_circuits(tmp_path: Path) -> None:
     assert (tmp_path / "copy").read_bytes() == data
     assert max(each.circuits for each in shown) >= 2
     assert sorted(os.listdir(tmp_path)) == ["copy", "plan"]  # noqa: PTH208 - of a test
+
+
+async def test_nodes_are_asked_for_while_their_root_is_on_its_way(tmp_path: Path) -> None:
+    data = content(tmp_path / "plan", 40_000_000)
+    async with people(World(1, latency=Latency(0.03)), "bob") as (alice, (bob,)):
+        share = await bob.shares.add(tmp_path / "plan")
+        asked: list[bytes] = []
+        look_up = bob.shares.look_up
+
+        async def watch(references: Sequence[bytes]) -> Lookup:
+            asked.extend(references)
+            return await look_up(references)
+
+        bob.shares.look_up = watch  # type: ignore[method-assign, assignment]
+        await get(alice, share, tmp_path / "copy", [bob])
+        assert share.capability is not None
+        nodes = [await bob.shares.unfold(share.capability.reference, number) for number in (1, 2, 3)]
+    assert (tmp_path / "copy").read_bytes() == data
+    assert share.capability.reference in asked
+    assert not {chunk_reference(node or b"") for node in nodes} & set(asked)
+
+
+async def test_what_is_sent_for_nodes_and_is_none_of_them_is_dropped(tmp_path: Path) -> None:
+    data = content(tmp_path / "plan", 20_000_000)
+    async with people(World(1, latency=Latency(0.03)), "mallory") as (alice, (mallory,)):
+        share = await mallory.shares.add(tmp_path / "plan")
+        lies: set[int] = set()
+
+        async def lie(_: bytes, number: int) -> bytes:
+            lies.add(number)
+            return bytes(32768)
+
+        mallory.node.chunks.unfolding[:] = [lie]
+        await get(alice, share, tmp_path / "copy", [mallory])
+    assert (tmp_path / "copy").read_bytes() == data
+    assert lies == set(range(1, 8))
 
 
 @pytest.mark.parametrize("size", [0, 1, 1024, 20_000, 100_000])
@@ -131,16 +171,15 @@ async def test_what_nobody_has_any_more_is_said_and_what_came_is_kept(tmp_path: 
 async def test_a_liar_is_left_and_nothing_wrong_is_written(tmp_path: Path) -> None:
     data = content(tmp_path / "plan", 3_000_000)
 
-    class Liar:
+    class Liar(ChunkSource):
         async def get(self, references: Sequence[bytes]) -> Sequence[bytes | None]:
             return [bytes(32768) for _ in references]
 
     async with people(World(5, latency=Latency(0.001)), "mallory", "bob") as (alice, (mallory, bob)):
         share = await bob.shares.add(tmp_path / "plan")
         mallory.node.chunks.sources.append(Liar())
-        before = alice.reputation.score(mallory.node.identifier, alice.clock())
         await get(alice, share, tmp_path / "copy", [mallory, bob])
-        assert alice.reputation.score(mallory.node.identifier, alice.clock()) < before
+        assert [peer.score for peer in alice.peers()] == [0, 0]  # she cannot see who was lied to
         with pytest.raises(VerificationError, match="sent something else"):
             await get(alice, share, tmp_path / "again", [mallory])
     assert (tmp_path / "copy").read_bytes() == data
@@ -179,7 +218,7 @@ async def test_a_disk_that_fails_ends_the_fetch(tmp_path: Path, monkeypatch: pyt
 
             monkeypatch.setattr(target._files, "write", fail)
             with pytest.raises(StorageError, match="No space left"):
-                await fetch(alice, target, [bob.node.identifier])
+                await fetch(alice, target, Candidates([bob.node.identifier]))
 
 
 async def test_a_cancelled_fetch_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -194,7 +233,7 @@ async def test_a_cancelled_fetch_goes_on_where_it_was(tmp_path: Path) -> None:
                     if snapshot.received > 3_000_000:
                         scope.cancel()
 
-                await fetch(alice, target, [bob.node.identifier], stop)
+                await fetch(alice, target, Candidates([bob.node.identifier]), stop)
         shown = await get(alice, share, tmp_path / "copy", [bob])
         assert shown[-1].received < 5_200_000
     assert (tmp_path / "copy").read_bytes() == data

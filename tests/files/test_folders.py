@@ -17,13 +17,17 @@ import pytest
 
 from overlay.channel.driver import Channel
 from overlay.errors import MalformedError, NotFoundError, RefusedError, StorageError
+from overlay.files import room
 from overlay.files.folder_shares import SharedFolder, manifest_bytes, share_folder
-from overlay.files.folders import FolderFetch, Found, Order
+from overlay.files.folders import FolderFetch
 from overlay.files.links import FileLink
 from overlay.files.manifest import HEADER, Entry, write_manifest
+from overlay.files.order import Found, Order
 from overlay.files.partial import Details, PartialFiles
+from overlay.files.providers import Candidates
 from overlay.files.shares import SHARES_SCHEMA, Shares
 from overlay.identity import NodeIdentifier
+from overlay.peer.chunks import ChunkSource
 from overlay.peer.node import Node
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
@@ -54,7 +58,7 @@ class Pair:
 
     async def get(self, of: FileLink, destination: Path, *only: str, overwrite: bool = False) -> FolderFetch:
         fetch = FolderFetch(
-            self.alice, Order(of, destination, only, overwrite=overwrite), [self.bob.identifier]
+            self.alice, Order(of, destination, only, overwrite=overwrite), Candidates([self.bob.identifier])
         )
         await fetch.run()
         return fetch
@@ -252,7 +256,7 @@ async def test_a_folder_that_changes_while_it_is_read_is_refused(tmp_path: Path,
 
 
 async def test_what_a_fetch_has_not_finished_is_not_shared(tmp_path: Path) -> None:
-    root = make(tmp_path / "garden", {"a": 1, ".b.0123abcd.part": 1, ".b.0123abcd.nodes": 1, ".c.part": 1})
+    root = make(tmp_path / "garden", {"a": 1, ".b.0123abcd.part": 1, ".B.0123ABCD.Nodes": 1, ".c.part": 1})
     async with pair(10) as both:
         shared = await share_folder(both.shares, root)
     assert (shared.files, shared.skipped) == (2, 2)
@@ -286,6 +290,104 @@ async def test_a_file_that_is_whole_is_not_fetched_again(tmp_path: Path) -> None
     assert fetch.present == fetch.size == 50_010
 
 
+@pytest.mark.parametrize("size", [7, 5000, 100_000])
+async def test_a_file_that_only_looks_the_same_is_not_taken_for_it(tmp_path: Path, size: int) -> None:
+    root = make(tmp_path / "garden", {"first": 3, "version": size, "right": 50_000})
+    there = make(
+        tmp_path / "to",
+        {"garden/version": (root / "version").read_bytes()[:-1] + b"?", "garden/right": 50_000},
+    )
+    (there / "garden" / "right").write_bytes((root / "right").read_bytes())
+    right = (there / "garden" / "right").stat().st_ino
+    os.utime(there / "garden" / "right", (1, 1))
+    async with pair(31) as both:
+        of = await both.share(root)
+        with pytest.raises(RefusedError, match="version exists already, and is another file"):
+            await both.get(of, there)
+        assert sorted(content(there / "garden")) == ["right", "version"]
+        assert os.listdir(there) == ["garden"]  # noqa: PTH208 - of a test
+        fetch = await both.get(of, there, overwrite=True)
+    assert content(there / "garden") == content(root)
+    assert (there / "garden" / "right").stat().st_ino == right
+    assert fetch.present == fetch.size
+
+
+async def test_comparing_a_file_takes_the_nodes_of_its_tree_and_no_more(tmp_path: Path) -> None:
+    root = make(tmp_path / "garden", {"large": 3_000_000})
+    received = 0
+
+    def count(fetch: FolderFetch) -> None:
+        nonlocal received
+        received = max(received, fetch.snapshot.received if fetch.snapshot else 0)
+
+    async with pair(32) as both:
+        of = await both.share(root)
+        await both.get(of, tmp_path / "to")
+        order, bob = Order(of, tmp_path / "to"), Candidates([both.bob.identifier])
+        await FolderFetch(both.alice, order, bob, count).run()
+        assert received <= 2 * LARGE_BLOCK
+        before = sorted((tmp_path / "to" / "garden").iterdir())
+        await FolderFetch(both.alice, order, bob).run()
+    assert before == [tmp_path / "to" / "garden" / "large"]
+    assert content(tmp_path / "to" / "garden") == content(root)
+
+
+@pytest.mark.parametrize("time", [2**31 + 5, 2**34 + 10, 2**53 - 1])
+async def test_times_that_no_disk_keeps_do_not_make_another_file(tmp_path: Path, time: int) -> None:
+    data = b"hello"
+    async with pair(33) as both:
+        (tmp_path / "h").write_bytes(data)
+        share = await both.shares.add(tmp_path / "h")
+        of = await both.offer(b"".join(write_manifest([Entry(("h",), share.capability, len(data), time)])))
+        await both.get(of, tmp_path / "to")
+        before = (tmp_path / "to" / "garden" / "h").stat()
+        await both.get(of, tmp_path / "to")
+    assert (tmp_path / "to" / "garden" / "h").stat().st_ino == before.st_ino
+
+
+async def test_what_lies_beside_the_folder_may_be_called_as_it_likes(tmp_path: Path) -> None:
+    root = make(tmp_path / "garden", {"a": 10})
+    make(tmp_path / "to", {}, "garden.manifest")
+    async with pair(34) as both:
+        await both.get(await both.share(root), tmp_path / "to")
+    assert content(tmp_path / "to") == {"garden/a": (root / "a").read_bytes(), "garden.manifest": None}
+
+
+async def test_a_folder_that_the_disk_has_no_room_for_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make(tmp_path / "garden", {"a": 60_000, "b": 60_000})
+    async with pair(35) as both:
+        of = await both.share(root)
+        monkeypatch.setattr(room, "free_bytes", lambda _: 119_999)
+        with pytest.raises(StorageError, match=r"no room for .*garden: it takes 0.1 MiB and more, .* --only"):
+            await both.get(of, tmp_path / "to")
+        assert not (tmp_path / "to" / "garden").exists()
+        await both.get(of, tmp_path / "to", "a")
+        monkeypatch.setattr(room, "free_bytes", lambda _: 60_000)
+        await both.get(of, tmp_path / "to")
+        monkeypatch.setattr(room, "free_bytes", lambda _: 1000)  # for the manifest
+        await both.get(of, tmp_path / "to")
+    assert content(tmp_path / "to" / "garden") == content(root)
+
+
+@pytest.mark.parametrize("where", ["garden", "garden/inner", "garden/node/tor"])
+async def test_the_home_of_a_node_is_not_shared(tmp_path: Path, where: str) -> None:
+    root = make(tmp_path / "garden", {"node/identity": 64, "node/tor/key": 10, "inner/identity": 63})
+    async with pair(36) as both:
+        if where == "garden/inner":
+            await both.share(tmp_path / where)
+            return
+        with pytest.raises(RefusedError, match="garden/node is the home of a node, whose keys are secret"):
+            await both.share(tmp_path / where)
+        with pytest.raises(RefusedError, match="garden/node is the home of a node"):
+            await both.shares.add(root / "node" / "tor" / "key")
+        (tmp_path / "link").symlink_to(root / "node" / "identity")
+        with pytest.raises(RefusedError, match="garden/node is the home of a node"):
+            await both.shares.add(tmp_path / "link")
+        assert await both.shares.list() == ()
+
+
 @pytest.mark.parametrize("where", ["garden", "garden/sub", "garden/sub/file"])
 async def test_nothing_is_written_through_a_symbolic_link(tmp_path: Path, where: str) -> None:
     root = make(tmp_path / "garden", {"first": 10, "sub/file": 10})
@@ -314,7 +416,7 @@ async def test_nor_through_one_that_is_put_there_meanwhile(tmp_path: Path) -> No
     other = tmp_path / "to" / "garden" / "sub"
     async with pair(14) as both:
         of = await both.share(root)
-        fetch = FolderFetch(both.alice, Order(of, tmp_path / "to"), [both.bob.identifier], put)
+        fetch = FolderFetch(both.alice, Order(of, tmp_path / "to"), Candidates([both.bob.identifier]), put)
         with pytest.raises(RefusedError, match="symbolic link"):
             await fetch.run()
     assert content(outside) == {"deep/other": b"mine"}
@@ -354,7 +456,7 @@ async def test_a_cancelled_fetch_goes_on_where_it_was(tmp_path: Path) -> None:
                         scope.cancel()
 
                 order = Order(of, tmp_path / "to")
-                await FolderFetch(both.alice, order, [both.bob.identifier], stop).run()
+                await FolderFetch(both.alice, order, Candidates([both.bob.identifier]), stop).run()
             assert scope.cancelled_caught
             whole = {path: path.stat().st_ino for path in copy.iterdir() if path.name in files}
             assert all(path.read_bytes() == (root / path.name).read_bytes() for path in whole)
@@ -364,7 +466,7 @@ async def test_a_cancelled_fetch_goes_on_where_it_was(tmp_path: Path) -> None:
             nonlocal received
             received = max(received, fetch.snapshot.received if fetch.snapshot else 0)
 
-        fetch = FolderFetch(both.alice, order, [both.bob.identifier], count)
+        fetch = FolderFetch(both.alice, order, Candidates([both.bob.identifier]), count)
         await fetch.run()
     assert content(copy) == content(root)
     assert whole
@@ -444,17 +546,50 @@ async def test_what_nobody_has_any_more_is_said(tmp_path: Path) -> None:
     async with pair(19) as both:
         of = await both.share(root)
         (root / "b").unlink()
-        with pytest.raises(NotFoundError, match="nobody has all of this"):
+        with pytest.raises(NotFoundError, match=r"^1 of 2 files cannot be had from anybody any more, b: "):
             await both.get(of, tmp_path / "to")
         assert (await both.shares.list())[0].problem == "gone"
     assert (tmp_path / "to" / "garden" / "a").read_bytes() == (root / "a").read_bytes()
+
+
+async def test_files_that_nobody_has_keep_none_of_the_others_away(tmp_path: Path) -> None:
+    files: dict[str, int | bytes] = {f"small/{n:03}": 3000 for n in range(90)}
+    root = make(tmp_path / "garden", files | {"large 1": 300_000, "large 2": 2_000_000, "none": 0})
+    gone = {"large 2": root / "large 2", **{name: root / name for name in ("small/007", "small/050")}}
+    for number in range(60, 64):
+        gone[f"small/0{number}"] = root / f"small/0{number}"
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    async with pair(23) as both:
+        of, whole = await both.share(root), content(root)
+        for number, path in enumerate(gone.values()):
+            path.rename(aside / str(number))
+        with pytest.raises(NotFoundError, match=r"^7 of 93 files .* and 4 more: the others"):
+            await both.get(of, tmp_path / "to")
+        copy = tmp_path / "to" / "garden"
+        there = {name: data for name, data in content(copy).items() if not Path(name).name.startswith(".")}
+        assert there == {name: data for name, data in whole.items() if name not in gone}
+        for number, path in enumerate(gone.values()):
+            (aside / str(number)).rename(path)
+        fetch = await both.get(of, tmp_path / "to")
+        assert fetch.present == fetch.size
+        assert content(copy) == whole
+    assert {path.name for path in (tmp_path / "to").iterdir()} == {"garden"}
+
+
+async def test_where_nobody_is_left_not_every_file_is_tried(tmp_path: Path) -> None:
+    root = make(tmp_path / "garden", {"a": 10, "b": 50_000})
+    async with pair(24) as both:
+        of = await both.share(root)
+        with pytest.raises(NotFoundError, match="nobody is known"):
+            await FolderFetch(both.alice, Order(of, tmp_path / "to"), Candidates([])).run()
 
 
 async def test_a_folder_of_this_node_needs_nobody(tmp_path: Path) -> None:
     root = make(tmp_path / "garden", GARDEN)
     async with pair(20) as both:
         of = await both.share(root)
-        await FolderFetch(both.bob, Order(of, tmp_path / "to"), []).run()
+        await FolderFetch(both.bob, Order(of, tmp_path / "to"), Candidates([])).run()
     assert content(tmp_path / "to" / "garden") == content(root)
 
 
@@ -495,6 +630,7 @@ def file(*path: str, size: int = 0) -> dict[str, object]:
         (raw(file("a")) + b"x", "after its end"),
         (raw({**file("a"), "size": 1 << 40}), "does not fit"),
         (raw(file("ok"), file("sub", ".ok.0123abcd.part")), "not whole yet"),
+        (raw(file("ok"), file("sub", ".ok.0123ABCD.PART. ")), "not whole yet"),
         (b"no manifest", "not the manifest"),
         (b"", "cut short"),
     ],
@@ -526,7 +662,7 @@ async def test_a_manifest_longer_than_any_is_given_up(tmp_path: Path) -> None:
         chunks[chunk_reference(data)] = data
         pair_of = chunk_reference(data) + key
 
-    class Source:
+    class Source(ChunkSource):
         async def get(self, references: Sequence[bytes]) -> Sequence[bytes | None]:
             return [chunks.get(reference) for reference in references]
 
@@ -547,7 +683,9 @@ async def test_many_entries_take_little_memory(tmp_path: Path) -> None:
     manifest = b"".join(write_manifest(entries))
     async with pair(23) as both:
         of = await both.offer(manifest)
-        fetch = FolderFetch(both.alice, Order(of, tmp_path / "to", ["00000"]), [both.bob.identifier])
+        fetch = FolderFetch(
+            both.alice, Order(of, tmp_path / "to", ["00000"]), Candidates([both.bob.identifier])
+        )
         tracemalloc.start()
         try:
             with pytest.raises(NotFoundError):  # of the file itself, which nobody has

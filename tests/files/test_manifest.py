@@ -223,6 +223,16 @@ BAD_NAMES = [
     "a\u200f",
     "\ufeffa",
     "a\u2028",
+    "a\u200c",
+    "..\u200c",
+    "a\u200db",
+    "\u200d",
+    "é\u200d\u200dé",
+    "é\u200c.txt",
+    "a\u00adb",
+    "\u180e..",
+    "a\u2060",
+    "a\U000e0041",
     "a" * (MAX_NAME_BYTES + 1),
     "é" * (MAX_NAME_BYTES // 2 + 1),
 ]
@@ -246,7 +256,8 @@ def test_a_name_that_is_not_unicode_is_refused_with_its_path() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [".gitignore", "..a", "a..", "-rf", "aux.c", "ab:c", "1:2", "*?", "\u200d", "ñ"]
+    "name",
+    [".gitignore", "..a", "a..", "-rf", "aux.c", "ab:c", "1:2", "*?", "می\u200cروم", "👩\u200d💻.png", "ñ"],
 )
 def test_names_that_only_look_odd_are_carried(name: str) -> None:
     assert read(write(file(name)))[0].path == (name,)
@@ -419,8 +430,21 @@ def test_a_folder_has_so_many_entries_and_bytes_at_most(monkeypatch: pytest.Monk
     monkeypatch.setattr(manifest, "MAX_MANIFEST_BYTES", len(data))
     monkeypatch.setattr(manifest, "MAX_ENTRIES", 1)
     for refused in (lambda: read(data), lambda: write(folder("a"), folder("b"))):
-        with pytest.raises(MalformedError, match="entries"):
+        with pytest.raises(MalformedError, match="more than 1 files and folders"):
             refused()
+
+
+def test_folders_on_the_way_count_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "MAX_ENTRIES", 9)
+    few = [folder("a/b/c/d"), folder("a/b/e"), folder("f/g/h/i")]  # makes four, one and four
+    data = write(*few)
+    assert len(read(data)) == 3
+    assert len(read(write(*few[:2], folder("f/g/h")))) == 3
+    with pytest.raises(MalformedError, match="more than 9 files and folders"):
+        write(*few, folder("j"))
+    monkeypatch.setattr(manifest, "MAX_ENTRIES", 8)
+    with pytest.raises(MalformedError, match="more than 8 files and folders"):
+        read(data)
 
 
 def endless() -> Iterator[Entry]:

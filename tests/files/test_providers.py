@@ -63,6 +63,17 @@ def test_pauses_grow_until_a_provider_is_given_up_and_circuits_that_fail_togethe
     assert providers.verdict is Reason.UNREACHABLE
 
 
+def test_of_circuits_that_are_opened_together_the_last_that_fails_counts() -> None:
+    providers = Providers([ALICE])
+    for attempt in range(MAX_FIRST_FAILURES):
+        assert providers.verdict is None
+        begun = 100.0 * attempt
+        for number in range(8):
+            providers.failed(ALICE, begun + number, pending=number < 7)
+            assert providers.pick({}, (), 8, begun + number) is None
+    assert providers.verdict is Reason.UNREACHABLE
+
+
 def test_who_serves_after_all_is_asked_again() -> None:
     providers = Providers([ALICE])
     providers.failed(ALICE, 0.0, permanent=True)

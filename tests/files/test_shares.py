@@ -214,6 +214,23 @@ async def test_a_huge_sparse_file_takes_hardly_any_room(
     assert share.capability.level == 2
 
 
+async def test_a_tree_is_unfolded_from_its_root_and_no_further_than_to_its_nodes(
+    offers: Shares, tmp_path: Path
+) -> None:
+    data = content(40_000_000)
+    share = await offers.add(write(tmp_path / "large.bin", data), secret=SECRET)
+    assert share.capability is not None
+    root = share.capability.reference
+    given = [await offers.unfold(root, number) for number in range(1, 6)]
+    chunks, _ = encoded(data, SECRET)
+    nodes = [chunks[512], chunks[1025], chunks[-2]]  # a node follows the last of its children
+    assert given == [*(node.data for node in nodes), None, None]
+    assert await offers.unfold(nodes[0].reference, 1) is None  # a root of nothing that is shared
+    assert await offers.unfold(chunks[0].reference, 1) is None
+    await offers.remove(share.id)
+    assert await offers.unfold(root, 1) is None
+
+
 async def test_what_belongs_to_no_share_is_missing(offers: Shares, path: Path) -> None:
     share = await offers.add(path)
     known = references(read(path), share.secret)
@@ -221,6 +238,29 @@ async def test_what_belongs_to_no_share_is_missing(offers: Shares, path: Path) -
     assert [chunk and chunk_reference(chunk) for chunk in found] == [None, known[2], None, known[0]]
     assert await offers.get([]) == []
     assert await offers.get([bytes(32)]) == [None]
+
+
+async def test_a_request_is_looked_up_once_and_holds_no_chunk(
+    offers: Shares, database: Database, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = await offers.add(path)
+    leaves, root = references(read(path), share.secret)[:4], share.capability.reference
+    lookup = await offers.look_up([*leaves, root, bytes(32)])
+    await database.write(lambda connection: connection.execute("DELETE FROM share_chunks").fetchall())
+    reads = 0
+    read_database = database.read
+
+    async def count(fn: Callable[[apsw.Connection], object], *, bulk: bool) -> object:
+        nonlocal reads
+        reads += 1
+        return await read_database(fn, bulk=bulk)
+
+    monkeypatch.setattr(database, "read", count)
+    for two in (leaves[:2], leaves[2:]):
+        assert [chunk and chunk_reference(chunk) for chunk in await lookup.get(two)] == two
+    assert reads == 0
+    assert await lookup.get([root, bytes(32)]) == [None, None]
+    assert reads == 1
 
 
 async def test_batches_are_bounded(offers: Shares) -> None:
@@ -828,6 +868,93 @@ async def test_an_unchanged_folder_keeps_its_capability(
     assert await offers.list() == (second,)
     await offers.load()
     assert await rows(database) == before
+
+
+@pytest.fixture
+def encoded_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are encoded from now on."""
+    names: list[str] = []
+
+    class Noting(FileEncoding):
+        def __init__(self, path: Path, stamp: Stamp, secret: bytes) -> None:
+            names.append(path.name)
+            super().__init__(path, stamp, secret)
+
+    monkeypatch.setattr(shares, "FileEncoding", Noting)
+    return names
+
+
+async def test_what_did_not_change_in_a_folder_is_not_encoded_again(
+    offers: Shares, folder: Path, encoded_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "BATCH_PARTS", 2)
+    await share_folder(offers, folder)
+    assert encoded_files == ["0", "1", "2"]
+    again = await share_folder(offers, folder)
+    assert (encoded_files[3:], again.size) == ([], 150_000)
+    grown(folder / "1")
+    touched(folder / "2")
+    write(folder / "3", b"new")
+    await share_folder(offers, folder, b"other")
+    assert encoded_files[3:] == ["1", "2", "3"]
+
+
+async def test_a_part_of_two_folders_stays_until_both_are_removed(
+    offers: Shares, database: Database, folder: Path
+) -> None:
+    for first_goes in (True, False):
+        first = await share_folder(offers, folder, b"before")
+        grown(folder / "1")
+        second = await share_folder(offers, folder, b"after")
+        parts = [{part.path.name: part for part in await offers.parts(each.id)} for each in (first, second)]
+        assert [parts[0][name].id == parts[1][name].id for name in "012"] == [True, False, True]
+        assert second.size == first.size + 4
+        gone, left = (first, second) if first_goes else (second, first)
+        await offers.remove(gone.id)
+        assert await fetched(offers, parts[1]["0"].capability) == read(folder / "0")
+        assert {part.path.name for part in await offers.parts(left.id)} == {"0", "1", "2"}
+        aside = (folder / "0").rename(folder.with_name("aside"))
+        assert (await offers.check(left.id)).problem is not None
+        aside.rename(folder / "0")
+        await offers.remove(left.id)
+        assert await rows(database) == [0, 0, 0]
+
+
+async def test_an_attempt_that_fails_takes_nothing_from_what_is_offered(
+    offers: Shares, database: Database, folder: Path
+) -> None:
+    share = await share_folder(offers, folder)
+    before = await rows(database)
+    with pytest.raises(NotFoundError):  # noqa: PT012 - it leaves the context manager
+        async with offers.folder(folder) as group:
+            await group.add(folder / "0")
+            await group._take_over()
+            await group.add(folder / "missing")
+    await offers._sweep()
+    assert await rows(database) == before
+    assert await fetched(offers, (await offers.parts(share.id))[0].capability) == read(folder / "0")
+
+
+async def test_parts_that_are_removed_meanwhile_are_not_offered_half(offers: Shares, folder: Path) -> None:
+    share = await share_folder(offers, folder)
+    with pytest.raises(RefusedError, match="removed from what is offered"):  # noqa: PT012 - the same
+        async with offers.folder(folder) as group:
+            await group.add(folder / "0")
+            await offers.remove(share.id)
+            await group.finish(b"")
+    assert await offers.list() == ()
+
+
+async def test_folders_that_an_older_version_shared_keep_their_parts(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "old.db"
+    async with await Database.open(path, [SHARES_SCHEMA]) as new:
+        share = await share_folder(open_shares(new), folder)
+        await new.write(lambda connection: connection.execute("DROP TABLE share_parts").fetchall())
+        old = "UPDATE schema_versions SET version = 1 WHERE name = 'shares'"
+        await new.write(lambda connection: connection.execute(old).fetchall())
+    async with await Database.open(path, [SHARES_SCHEMA]) as migrated:
+        parts = await open_shares(migrated).parts(share.id)
+        assert [part.path.name for part in parts] == ["0", "1", "2"]
 
 
 async def test_a_folder_that_grew_gets_a_share_of_its_own(offers: Shares, folder: Path) -> None:

@@ -127,8 +127,20 @@ async def test_no_more_holders_than_can_be_told_of(tmp_path: Path) -> None:
     stored = await store_file(world.node, path, most=8)
     assert COPIES < len(stored.holders) <= 8
     assert world.read(stored) == path.read_bytes()
-    with pytest.raises(UnreachableError, match="no other node"):
+    with pytest.raises(UnreachableError, match="want of room"):
         await store_file(world.node, path, most=COPIES)
+
+
+async def test_where_all_are_full_that_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    world = Holders(1, 2)
+    world.room = {holder(1): 0, holder(2): 0}
+    path = write_file(tmp_path, 100)
+    with pytest.raises(UnreachableError, match="want of room"):
+        await store_file(world.node, path, most=8)
+    assert path.stat().st_size == 100
+    world.away = {holder(1)}
+    with pytest.raises(UnreachableError, match="no other node"):
+        await store_file(world.node, path, most=8)
 
 
 async def test_one_holder_will_do_but_none_will_not(tmp_path: Path) -> None:

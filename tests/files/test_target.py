@@ -19,6 +19,9 @@ import pytest
 from anyio import to_thread
 
 from overlay.errors import MalformedError, NotFoundError, RefusedError, StorageError, VerificationError
+from overlay.files import room
+from overlay.files.partial import Details
+from overlay.files.room import DISK_RESERVE
 from overlay.files.target import Target, open_target
 from overlay.units.capability import LARGE_BLOCK, SMALL_BLOCK, ReadCapability
 from overlay.units.encode import Encoder
@@ -694,3 +697,103 @@ async def test_another_process_is_refused_too(tmp_path: Path, command: Callable[
     async with open_target(tmp_path / "file", CAPABILITY):
         result = await anyio.run_process(command(tmp_path / "file"), check=False)
     assert b"being fetched already" in result.stderr.splitlines()[-1]
+
+
+# --- room on the disk, and who may read
+
+
+async def test_what_the_disk_has_no_room_for_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "free_bytes", lambda _: SIZE - 1)
+    with pytest.raises(StorageError, match=r"no room for .*file: it takes 0.1 MiB and more"):
+        async with open_target(tmp_path / "file", CAPABILITY, size=SIZE):
+            pass
+    assert names(tmp_path) == []
+    monkeypatch.setattr(room, "free_bytes", lambda _: SIZE)
+    await finish_it(tmp_path / "file")
+
+
+async def test_what_is_there_takes_no_room_again(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = remains(begun.parent, "part").stat().st_blocks * 512
+    assert 0 < there < SIZE
+    monkeypatch.setattr(room, "free_bytes", lambda _: SIZE - there - 1)
+    with pytest.raises(StorageError, match=r"remove what came, which is kept in .*part"):
+        await finish_it(begun)
+    monkeypatch.setattr(room, "free_bytes", lambda _: SIZE - there)
+    await finish_it(begun)
+
+
+async def test_content_without_end_ends_before_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endless: tuple[dict[bytes, bytes], ReadCapability]
+) -> None:
+    free = 200 << 20
+    path = tmp_path / "file"
+
+    def left(handle: int) -> int:
+        return free - os.fstat(handle).st_blocks * 512
+
+    monkeypatch.setattr(room, "free_bytes", left)
+    async with open_target(path, endless[1]) as target:
+        with pytest.raises(StorageError, match="give the same command again, or remove what came"):
+            await fetch(target, endless[0])
+        assert target.tree.present < 2 * free
+    kept = remains(tmp_path, "part")
+    assert kept.stat().st_blocks * 512 <= free
+    monkeypatch.setattr(room, "free_bytes", lambda _: 0)
+    async with open_target(path, endless[1]) as target:
+        with pytest.raises(StorageError, match=f"kept in {kept}"):
+            await fetch(target, endless[0])
+
+
+async def test_a_disk_that_does_not_say_its_size_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "fstatvfs", lambda _: nothing)
+    await finish_it(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("blocks", "reserve"), [(1 << 30, DISK_RESERVE), (1 << 14, 1 << 22)])
+async def test_some_of_a_disk_stays_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, reserve: int
+) -> None:
+    for free, path in ((reserve + SIZE, tmp_path / "file"), (reserve, tmp_path / "other")):
+        disk = os.statvfs_result((4096, 4096, blocks, 0, -(-free // 4096), 0, 0, 0, 0, 255))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fstatvfs", lambda _, disk=disk: disk)
+            if path.name == "file":
+                await finish_it(path)
+                path.unlink()
+            else:
+                with pytest.raises(StorageError, match=r" 0\.0 MiB are free beside what always stays free"):
+                    await finish_it(path)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o755, 0o444])
+@pytest.mark.parametrize("details", [None, Details(1_000_000, executable=True), Details(0, executable=False)])
+async def test_a_file_that_is_replaced_keeps_who_may_read_it(
+    tmp_path: Path, mode: int, details: Details | None
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    async with open_target(path, CAPABILITY, overwrite=True) as target:
+        assert remains(tmp_path, "part").stat().st_mode & 0o077 == mode & 0o077
+        await fetch(target)
+        await target.finish(details)
+    assert read(path) == CONTENT
+    expected = mode
+    if details is not None:
+        expected = mode & ~0o111 | ((mode & 0o444) >> 2 if details.executable else 0)
+    assert path.stat().st_mode & 0o777 == expected
+
+
+async def test_what_is_never_finished_needs_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.mkdir()
+    async with open_target(path, CAPABILITY, nameless=True) as target:
+        await fetch(target)
+        assert await target.read(0, SIZE) == CONTENT
+        await target.discard()
+    assert names(tmp_path) == ["file"]

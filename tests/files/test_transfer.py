@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from overlay.files import providers
 from overlay.files.actions import Ask, Close, Open
 from overlay.files.circuits import MAX_BATCH
-from overlay.files.providers import MAX_FAILURES, MAX_FIRST_FAILURES, Reason
+from overlay.files.providers import MAX_FAILURES, MAX_FIRST_FAILURES, Candidates, Reason
+from overlay.files.schedule import FREE_WASTE, WASTE_PART
 from overlay.files.transfer import FIRST_CIRCUITS, MAX_CIRCUITS, Transfer
 from overlay.identity import NodeIdentifier
 from overlay.testing.simulated_links import CHUNK, Link, Peer, SimulatedTransfer, SimulatedTree
@@ -39,7 +40,7 @@ def _simulate(
     nodes = [ALICE, BOB, CAROL][: len(peers)]
     tree = SimulatedTree(leaves, sized=sized)
     transfer = Transfer(
-        tree, nodes, chunk_bytes=CHUNK, max_circuits=max_circuits, max_outstanding=max_outstanding
+        tree, Candidates(nodes), chunk_bytes=CHUNK, max_circuits=max_circuits, max_outstanding=max_outstanding
     )
     pairs = list(zip(nodes, peers, strict=True))
     return SimulatedTransfer(transfer, tree, pairs, bottleneck=bottleneck), transfer, tree
@@ -84,6 +85,7 @@ def test_eight_independent_circuits_carry_what_they_can(sized: bool) -> None:  #
     unknown = 0 if sized else OPENING + link.round_trip
     assert _ideal(LEAVES_16_MIB, 8, link) + unknown >= 0.85 * seconds
     assert simulation.most_circuits == 8
+    assert simulation.opened_at.count(0.0) == (8 if sized else FIRST_CIRCUITS)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +115,37 @@ def test_circuits_that_share_a_bottleneck_are_closed() -> None:
     assert _duplicates(tree) <= 8
 
 
+def test_two_circuits_are_left_where_only_the_processors_limit_them() -> None:
+    local = Link(rate=60e6, round_trip=0.001, opening=0.01)
+    simulation, transfer, _ = _simulate(8192, _each(local), bottleneck=90e6)
+    simulation.run(until=1.5)
+    assert len(simulation.opened) == 8
+    assert transfer.snapshot(1.5).circuits == 2
+    assert simulation.run() <= 1.1 * 8192 * CHUNK / 90e6
+
+
+def test_a_circuit_that_fails_while_others_are_opened_says_nothing_of_the_provider() -> None:
+    links = [replace(Link(), opening=1.0 + 3 * number, refused=number < 7) for number in range(8)]
+    _, _, transfer = _run(LEAVES_16_MIB, Peer(link=lambda number: links[min(number, 7)]))
+    assert transfer.done
+
+
 def test_circuits_that_pay_are_kept() -> None:
     leaves = 8192
     seconds, simulation, _ = _run(leaves, _each(Link()))
     assert _ideal(leaves, 8, Link()) >= 0.9 * seconds
     assert len(simulation.opened) == 8
+
+
+@pytest.mark.parametrize(("leaves", "part"), [(64, 0.75), (512, 0.95)])
+def test_circuits_that_share_a_slow_provider_take_turns_and_little_is_asked_twice(
+    leaves: int, part: float
+) -> None:
+    simulation, _, tree = _simulate(leaves, _each(Link()), bottleneck=100e3)
+    seconds = simulation.run()
+    assert leaves * CHUNK / seconds >= part * 100e3
+    assert _duplicates(tree) <= FREE_WASTE + leaves // WASTE_PART
+    assert len(simulation.opened) <= MAX_CIRCUITS  # each waits long for its turn, and none of them stalls
 
 
 def test_a_bottleneck_that_is_gone_is_noticed() -> None:
@@ -149,7 +177,7 @@ def test_the_faster_opening_is_used_and_the_slower_given_up() -> None:
 
 
 def test_nothing_is_asked_for_where_nothing_is_wanted() -> None:
-    transfer = Transfer(SimulatedTree(0), [ALICE], chunk_bytes=CHUNK)
+    transfer = Transfer(SimulatedTree(0), Candidates([ALICE]), chunk_bytes=CHUNK)
     assert transfer.done
     assert transfer.next_actions(0.0) == []
     assert transfer.deadline() == math.inf
@@ -224,7 +252,7 @@ def test_what_is_outstanding_is_bounded() -> None:
 
 def test_requests_that_fail_because_their_circuit_dies_count_as_one() -> None:
     tree = SimulatedTree(512)
-    transfer = Transfer(tree, [ALICE], chunk_bytes=CHUNK, max_circuits=1)
+    transfer = Transfer(tree, Candidates([ALICE]), chunk_bytes=CHUNK, max_circuits=1)
     transfer.next_actions(0.0)
     transfer.opened(1, 1.0)
     names: tuple[bytes, ...] = ()
@@ -384,13 +412,44 @@ def test_what_is_not_reached_is_tried_with_growing_pauses(monkeypatch: pytest.Mo
     assert pauses[-1] >= 8 * pauses[0] > 0
 
 
-def test_a_provider_learnt_later_is_asked() -> None:
-    transfer = Transfer(SimulatedTree(256), [ALICE], chunk_bytes=CHUNK)
-    assert {action.provider for action in transfer.next_actions(0.0) if isinstance(action, Open)} == {ALICE}
-    transfer.open_failed(1, 0.1)
-    transfer.add_provider(BOB)
-    opened = [action for action in transfer.next_actions(0.1) if isinstance(action, Open)]
-    assert [action.provider for action in opened] == [BOB]
+def _with_others(first: Peer, other: Peer, leaves: int = 256) -> tuple[SimulatedTransfer, Transfer]:
+    tree = SimulatedTree(leaves)
+    transfer = Transfer(tree, Candidates([ALICE], [BOB]), chunk_bytes=CHUNK)
+    return SimulatedTransfer(transfer, tree, [(ALICE, first), (BOB, other)]), transfer
+
+
+def test_others_hear_nothing_of_what_those_bring_who_are_named() -> None:
+    simulation, transfer = _with_others(
+        Peer(link=lambda n: Link(opening=30.0, dies=50.0 if n else 1e9)), Peer()
+    )
+    simulation.run()
+    assert transfer.done
+    assert {action.provider for action in simulation.opened} == {ALICE}
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        Peer(link=lambda _: Link(refused=True)),
+        Peer(has=lambda name: not name.startswith(b"leaf")),
+        Peer(has=lambda _: False),
+        Peer(lies=True),
+    ],
+)
+@pytest.mark.parametrize("leaves", [4, 256])
+def test_others_are_asked_for_what_those_cannot_bring_who_are_named(first: Peer, leaves: int) -> None:
+    simulation, transfer = _with_others(first, Peer(), leaves)
+    simulation.run()
+    assert transfer.done
+    assert simulation.opened[0].provider == ALICE
+    assert simulation.opened[-1].provider == BOB
+
+
+def test_an_opening_circuit_is_not_given_up_for_one_that_has_nothing() -> None:
+    empty = Peer(link=lambda _: Link(opening=0.5), has=lambda _: False)
+    seconds, _, transfer = _run(4, empty, Peer(link=lambda _: Link(opening=3.0)))
+    assert transfer.done
+    assert seconds <= 3.0 + 5 * Link().round_trip
 
 
 # -- what is shown ----------------------------------------------------------------------------------------
@@ -424,7 +483,9 @@ class _Chaos:
 
     def __init__(self, leaves: int, bound: int) -> None:
         self.tree = SimulatedTree(leaves)
-        self.transfer = Transfer(self.tree, [ALICE, BOB], chunk_bytes=CHUNK, max_outstanding=bound)
+        self.transfer = Transfer(
+            self.tree, Candidates([ALICE, BOB]), chunk_bytes=CHUNK, max_outstanding=bound
+        )
         self.now = 0.0
         self.bound = bound
         self.opening: dict[int, NodeIdentifier] = {}

@@ -37,8 +37,8 @@ FAILURES: dict[int, type[Exception] | None] = {
     17: MalformedError,  # another level
     18: MalformedError,  # another key, several levels
     19: MalformedError,  # another key, one level
-    20: VerificationError,  # a larger block size
-    21: VerificationError,  # a smaller block size
+    20: MalformedError,  # a larger block size: the chunk is right, the capability is not
+    21: MalformedError,  # a smaller block size
     22: MalformedError,  # no padding
     23: MalformedError,  # wrong padding
     24: MalformedError,  # random bytes behind the children of a node

@@ -1,0 +1,213 @@
+"""What a node has itself: taken when it is all of a content, and never shown by what it asks others for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from overlay.errors import NotFoundError
+from overlay.files.links import FileLink
+from overlay.files.order import Order
+from overlay.files.providers import Candidates
+from overlay.files.service import FILES_SCHEMAS, Files
+from overlay.peer.accept import Delivery, Reply
+from overlay.peer.chunks import FETCH, REFERENCE_BYTES
+from overlay.peer.node import Node
+from overlay.testing.nodes import World, introduce
+from overlay.testing.simulation import Latency
+from overlay.units.eris import encode_content
+
+SECRET = bytes(32)
+
+
+@dataclass
+class Person:
+    node: Node
+    files: Files
+
+    async def keep(self, data: bytes, *numbers: int) -> None:
+        """Store for others what encoding `data` gives: the root, and the chunks of these numbers."""
+        chunks = [chunk.data for chunk in encode_content(data, secret=SECRET)[0]]
+        await self.node.storage.put([chunks[-1], *(chunks[each] for each in numbers)], now=self.node.clock())
+
+    def asked(self) -> set[bytes]:
+        """The references that it is asked for from now on."""
+        asked: set[bytes] = set()
+        registration = self.node.accept._receivers[FETCH]
+
+        async def note(delivery: Delivery) -> Reply | bytes | None:
+            body = delivery.body
+            asked.update(body[at : at + REFERENCE_BYTES] for at in range(0, len(body), REFERENCE_BYTES))
+            return await registration.receiver(delivery)
+
+        self.node.accept._receivers[FETCH] = replace(registration, receiver=note)
+        return asked
+
+
+@asynccontextmanager
+async def person(world: World, name: str) -> AsyncIterator[Person]:
+    async with world.database(*FILES_SCHEMAS) as database, world.node(name, database) as node:
+        files = Files(node, database)
+        await files.start()
+        yield Person(node, files)
+
+
+@asynccontextmanager
+async def two(seed: int) -> AsyncIterator[tuple[Person, Person]]:
+    """Bob, who fetches, and Mallory, who wants to know that it is he."""
+    world = World(seed, latency=Latency(0.001))
+    async with person(world, "bob") as bob, person(world, "mallory") as mallory:
+        await introduce([bob.node, mallory.node])
+        yield bob, mallory
+
+
+def content(path: Path, size: int) -> bytes:
+    data = random.Random(size).randbytes(size)
+    path.write_bytes(data)
+    return data
+
+
+def references(data: bytes) -> set[bytes]:
+    return {chunk.reference for chunk in encode_content(data, secret=SECRET)[0]}
+
+
+async def share(of: Person, path: Path) -> FileLink:
+    """Share a file, encoded as `keep` does."""
+    shared = await of.files._shares.add(path, secret=SECRET)
+    return await of.files._link(shared)
+
+
+def folder(root: Path, files: Mapping[str, int]) -> dict[str, bytes]:
+    root.mkdir()
+    return {name: content(root / name, size) for name, size in files.items()}
+
+
+async def test_a_file_that_is_whole_here_needs_nobody(tmp_path: Path) -> None:
+    data = content(tmp_path / "plan", 3_000_000)
+    async with two(1) as (bob, mallory):
+        link, asked = await share(bob, tmp_path / "plan"), mallory.asked()
+        await share(mallory, tmp_path / "plan")
+        await bob.files.get(link, tmp_path / "copy")
+        pin, _ = await bob.files.pin(link)
+        assert (pin.whole, asked) == (True, set())
+        await bob.files.remove(link)
+        await bob.files.get(link, tmp_path / "again")  # from the pin
+        assert asked == set()
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "again").read_bytes() == data
+
+
+async def test_what_is_kept_for_others_is_never_used(tmp_path: Path) -> None:
+    data = content(tmp_path / "plan", 1_000_000)
+    async with two(2) as (bob, mallory):
+        link, asked = await share(mallory, tmp_path / "plan"), mallory.asked()
+        await bob.keep(data, 7)
+        await bob.files.get(link, tmp_path / "copy")
+        assert asked == references(data)
+
+
+async def test_nor_where_it_is_all_of_it(tmp_path: Path) -> None:
+    data = content(tmp_path / "plan", 1_000_000)
+    async with two(3) as (bob, mallory):
+        link, asked = await share(mallory, tmp_path / "plan"), mallory.asked()
+        await bob.keep(data, *range(len(references(data))))
+        await bob.files.get(link, tmp_path / "copy")
+        assert asked == references(data)
+
+
+async def test_nor_when_a_fetch_goes_on_that_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = content(tmp_path / "plan", 1_000_000)
+    async with two(4) as (bob, mallory):
+        capability = encode_content(data, secret=SECRET)[1]
+        monkeypatch.setattr(  # nobody else is known
+            bob.files, "_candidates", lambda _: Candidates([mallory.node.identifier])
+        )
+        link = FileLink(capability, providers=(mallory.node.record.encoded,), name="plan")
+        await bob.keep(data, 7)
+        await mallory.keep(data)  # the root alone
+        with pytest.raises(NotFoundError):
+            await bob.files.get(link, tmp_path / "copy")
+        await mallory.keep(data, *range(len(references(data))))
+        asked = mallory.asked()
+        await bob.files.get(link, tmp_path / "copy")
+        assert asked == references(data) - {capability.reference}  # that came with the first attempt
+
+
+async def test_a_file_that_was_changed_is_fetched_from_its_beginning_to_its_end(tmp_path: Path) -> None:
+    data = content(tmp_path / "plan", 1_000_000)
+    (tmp_path / "same").write_bytes(data)
+    async with two(5) as (bob, mallory):
+        await share(bob, tmp_path / "same")
+        link, asked = await share(mallory, tmp_path / "plan"), mallory.asked()
+        (tmp_path / "same").write_bytes(data[:900_000] + bytes(100_000))
+        await bob.files.get(link, tmp_path / "copy")
+        assert asked == references(data)
+    assert (tmp_path / "copy").read_bytes() == data
+
+
+async def test_a_file_here_is_fetched_all_the_same_as_a_part_of_a_folder(tmp_path: Path) -> None:
+    files = folder(tmp_path / "garden", {"rose": 200_000, "tulip": 300_000})
+    async with two(6) as (bob, mallory):
+        link, _ = await mallory.files.share_folder(tmp_path / "garden")
+        rose = (await mallory.files._shares.parts((await mallory.files._shares.list())[0].id))[0]
+        assert rose.capability is not None
+        await bob.files.get(FileLink(rose.capability, link.providers, "rose"), tmp_path / "rose")
+        await bob.files._shares.add(tmp_path / "rose", secret=rose.secret)
+        (tmp_path / "to").mkdir()
+        asked = mallory.asked()
+        await bob.files.get_folder(Order(link, tmp_path / "to"))
+        got = set(asked)
+        asked.clear()
+        await bob.files.pin(link)
+    chunks = encode_content(files["rose"], secret=rose.secret)[0]
+    assert {chunk.reference for chunk in chunks} <= got & asked
+
+
+async def test_a_folder_that_is_whole_here_needs_nobody_and_else_is_fetched_whole(tmp_path: Path) -> None:
+    files = folder(tmp_path / "garden", {"rose": 200_000, "tulip": 300_000})
+    async with two(7) as (bob, mallory):
+        link, _ = await mallory.files.share_folder(tmp_path / "garden")
+        await bob.files.pin(link)
+        asked = mallory.asked()
+        for name, only in (("all", ()), ("one", ("rose",))):
+            (tmp_path / name).mkdir()
+            await bob.files.get_folder(Order(link, tmp_path / name, only))
+        assert asked == set()
+        assert (tmp_path / "all" / "garden" / "tulip").read_bytes() == files["tulip"]
+        await bob.files.pin(link)
+        assert asked == set()
+        owned = await pinned(bob)
+        await bob.node.storage.discard(owned[:1])
+        (tmp_path / "again").mkdir()
+        await bob.files.get_folder(Order(link, tmp_path / "again"))
+        assert asked == set(owned)
+
+
+async def pinned(of: Person) -> list[bytes]:
+    """The references of all that is pinned, the last that came first."""
+    rows = await of.node.storage._database.read(
+        lambda connection: connection.execute(
+            "SELECT reference FROM chunks WHERE own = 1 ORDER BY rowid DESC"
+        ).fetchall()
+    )
+    return [reference for (reference,) in rows if isinstance(reference, bytes)]
+
+
+async def test_a_link_that_names_this_node_shows_nothing_of_what_it_keeps(tmp_path: Path) -> None:
+    data = content(tmp_path / "plan", 3_000_000)
+    async with two(8) as (bob, mallory):
+        link, asked = await share(mallory, tmp_path / "plan"), bob.asked()
+        await bob.keep(data, *range(len(references(data))))
+        both = FileLink(link.capability, (bob.node.record.encoded, *link.providers), "plan", link.size)
+        await bob.files.get(both, tmp_path / "copy")
+        assert len(asked) > 1  # by himself, as others would
+        alone = FileLink(link.capability, (bob.node.record.encoded,), "plan", link.size)
+        asked, away = bob.asked(), mallory.asked()
+        await bob.files.get(alone, tmp_path / "again")
+        assert (asked, away) == (references(data), set())
