@@ -1,21 +1,14 @@
 """Nodes that are asked for ahead: while the root that names them is on its way over another circuit.
 
-So the first leaf can be asked for one round trip sooner. The engine of the transfer knows nothing of it: a
-node that did not come with its root is asked for as usual, and what came and is none is dropped.
+So the first leaf can be asked for one round trip sooner. The engine of the transfer knows nothing of it: it
+asks for the same nodes as soon as the root is here, and whichever answer comes first is taken. To wait a
+moment for those that are on their way was tried: it cost more than the few chunks that come twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import anyio
-
 from overlay.files.sink import ChunkTree
 from overlay.peer.chunks import MAX_UNFOLDED
-
-PATIENCE = 0.25
-"""Seconds that a root that came waits for nodes that did not: asking again costs twice as much over Tor."""
 
 
 class Ahead:
@@ -28,8 +21,6 @@ class Ahead:
     def __init__(self, tree: ChunkTree) -> None:
         self._tree = tree
         self._circuits = 0
-        self._pending = 0
-        self._answered = anyio.Event()
         self._came: list[bytes] = []
 
     def choose(self) -> tuple[bytes, int] | None:
@@ -44,24 +35,6 @@ class Ahead:
             return None
         number, self._circuits = self._circuits, self._circuits + 1
         return (root, number) if 0 < number < MAX_UNFOLDED else None
-
-    @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Note that something is asked for, in the block."""
-        self._pending += 1
-        try:
-            yield
-        finally:
-            self._pending -= 1
-            if not self._pending:
-                self._answered.set()
-                self._answered = anyio.Event()
-
-    async def wait(self, reference: bytes) -> None:
-        """Before a root is taken, wait a moment for the nodes that were asked for before it came."""
-        if self._pending and self._tree.unfolds(reference):
-            with anyio.move_on_after(PATIENCE):
-                await self._answered.wait()
 
     def keep(self, chunk: bytes) -> None:
         """Keep what came, until its root is here."""

@@ -167,7 +167,6 @@ class _Driver:
         async def take(reference: bytes, chunk: bytes) -> None:
             nonlocal taken
             await self._pace.pass_on(len(chunk))
-            await self._ahead.wait(reference)
             taken += 1
             self._take(request, reference, chunk)
             if taken % FLUSH_CHUNKS == 0:
@@ -188,7 +187,7 @@ class _Driver:
         if chosen is None:
             return
         root, number = chosen
-        with suppress(OverlayError), self._ahead.asking():  # a courtesy, which nobody owes
+        with suppress(OverlayError):  # a courtesy, which nobody owes
             chunk = await self._node.chunks.unfold_over(loan.channel, root, number)
             await self._pace.pass_on(len(chunk))
             self._ahead.keep(chunk)

@@ -2,10 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-import anyio
-import pytest
-
-from overlay.files.ahead import PATIENCE, Ahead
+from overlay.files.ahead import Ahead
 from overlay.files.sink import ChunkTree
 from overlay.peer.chunks import MAX_UNFOLDED
 
@@ -44,30 +41,3 @@ def test_what_came_is_handed_out_once() -> None:
     ahead.keep(b"two")
     assert ahead.take() == [b"one", b"two"]
     assert ahead.take() == []
-
-
-@pytest.mark.parametrize("late", [False, True])
-async def test_a_root_waits_for_its_nodes_but_not_for_long(late: bool) -> None:  # noqa: FBT001 - a parameter
-    ahead = Ahead(Tree(ROOT))
-    answer, begun = anyio.Event(), anyio.current_time()
-
-    async def ask() -> None:
-        with ahead.asking():
-            await answer.wait()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ask)
-        await anyio.wait_all_tasks_blocked()
-        await ahead.wait(LEAF)
-        assert anyio.current_time() - begun < PATIENCE
-        if not late:
-            answer.set()
-        await ahead.wait(ROOT)
-        assert (anyio.current_time() - begun >= PATIENCE) == late
-        answer.set()
-    await ahead.wait(ROOT)
-
-
-async def test_nothing_is_waited_for_where_nothing_is_asked() -> None:
-    with anyio.fail_after(PATIENCE / 2):
-        await Ahead(Tree(ROOT)).wait(ROOT)
