@@ -192,11 +192,15 @@ async def _round(stage: Stage, measured: Measured, folder: Path) -> None:
         ENGINE: partial(fetch_link, stage.node, stage.link),
         GET: partial(_in_thread, partial(_get, stage.getter, stage.link)),
     }
-    if stage.shared is not None:
+    if stage.shared is not None and len(measured.get(CURL, ())) == len(measured.get(GET, ())):
         ways[CURL] = partial(_in_thread, lambda path: onionshare.curl(str(stage.shared), path, stage.proxy))
     for name, fetch in ways.items():
         path = folder / "copy.bin"
-        measured.setdefault(name, []).append(await fetch(path))
+        try:
+            measured.setdefault(name, []).append(await fetch(path))
+        except onionshare.LeftOutError as error:
+            print(f"  {error}", file=sys.stderr)
+            return
         if not filecmp.cmp(stage.file, path, shallow=False):
             raise AssertionError(f"{name} brought something else")
         path.unlink()
@@ -216,11 +220,12 @@ def _get(home: Home, link: str, path: Path) -> float:
 def _figures(plan: Plan, measured: Measured) -> list[Figure]:
     figures = []
     for name, what, ours, theirs, goal in RATIOS[plan.far]:
-        if theirs not in measured:
+        if not measured.get(theirs):
             continue
-        ratios = [one / other for one, other in zip(measured[theirs], measured[ours], strict=True)]
+        # Where OnionShare got stuck it has fewer rounds, the first.
+        ratios = [one / other for one, other in zip(measured[theirs], measured[ours], strict=False)]
         detail: dict[str, float | str] = {"bytes": plan.size} | spread("ratio", ratios)
-        for each in measured:
+        for each in filter(measured.get, measured):
             detail |= spread(f"{each} MB/s", [plan.size / MEGABYTE / seconds for seconds in measured[each]])
         figures.append(Figure(name, what, statistics.median(ratios), "x", goal, "more", detail))
     return figures

@@ -15,6 +15,10 @@ from time import perf_counter
 PACKAGE = "onionshare-cli"
 PIP_TIMEOUT = 600
 """Seconds for fetching it; it took 20."""
+CURL_ATTEMPTS = 3
+CURL_PATIENCE = 20
+"""Seconds without a byte after which curl is begun anew."""
+_CURL_TIMED_OUT = 28
 
 
 class LeftOutError(Exception):
@@ -75,12 +79,27 @@ def offering(program: Path, file: Path, control: Path, home: Path) -> Iterator[s
 def curl(address: str, path: Path, proxy: tuple[str, int]) -> float:
     """Fetch what is offered, on a circuit of its own; gives the seconds from starting curl to its end.
 
+    Its single stream gets stuck now and then; it is begun anew then, and only the last attempt counts.
+
     Raises:
+        LeftOutError: it got stuck in every attempt.
         subprocess.CalledProcessError: it failed.
     """
+    for _ in range(CURL_ATTEMPTS):
+        try:
+            return _curl(address, path, proxy)
+        except subprocess.CalledProcessError as error:
+            if error.returncode != _CURL_TIMED_OUT:
+                raise
+            print(f"  curl got nothing for {CURL_PATIENCE} s", file=sys.stderr)
+    raise LeftOutError(f"OnionShare is left out from here on: curl got stuck {CURL_ATTEMPTS} times")
+
+
+def _curl(address: str, path: Path, proxy: tuple[str, int]) -> float:
     host, port = proxy
     token = os.urandom(8).hex()  # tor keeps streams with different ones on different circuits
     words = ["curl", "--silent", "--show-error", "--fail", "--proxy", f"socks5h://{token}:x@{host}:{port}"]
+    words += ["--speed-limit", "1", "--speed-time", str(CURL_PATIENCE)]
     began = perf_counter()
     subprocess.run([*words, "--output", str(path), f"{address}/download"], check=True)  # noqa: S603 - as above
     return perf_counter() - began
