@@ -25,6 +25,7 @@ def info(options: argparse.Namespace, output: Output) -> int:
     now = time.time()  # noqa: TID251 - the clock of the command
     providers = [_provider(encoded, now) for encoded in link.providers]
     capability = link.capability
+    of = "its list " if link.kind == "folder" else ""
     output.data(
         {
             "capability": capability.urn,
@@ -35,7 +36,7 @@ def info(options: argparse.Namespace, output: Output) -> int:
             "level": capability.level,
             "providers": providers,
         },
-        f"{link.kind}: {printable(link.name) or 'without a name'}, {_size(link.size)}",
+        f"{link.kind}: {printable(link.name) or 'without a name'}, {of}{_size(link.size)}",
         f"encoded: blocks of {size(capability.block_size)}, level {capability.level}",
         f"read capability: {capability.urn}",
         *(_provider_line(provider, now) for provider in providers),

@@ -146,7 +146,7 @@ def used(more: Mapping[str, JSON]) -> list[str]:
     if not isinstance(circuits, int) or not isinstance(providers, int):
         return []
     if not circuits:
-        return ["no circuit yet"]
+        return ["no circuit now"]
     return [f"{_count(circuits, 'circuit')} to {_count(providers, 'node')}"]
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import anyio
-
 from overlay.chat.events import File
 from overlay.errors import MalformedError, NotFoundError, UnreachableError, VerificationError
 from overlay.files.actions import Snapshot
 from overlay.files.gathering import gather
 from overlay.files.pace import Pace
+from overlay.files.paths import is_folder
 from overlay.files.providers import Candidates
 from overlay.files.running import Running, Watch, reporting
 from overlay.files.target import Target, open_target
@@ -70,8 +69,7 @@ def _capability(content: File) -> ReadCapability:
 
 
 async def _target_path(content: File, destination: Path) -> Path:
-    is_folder = await anyio.Path(destination).is_dir()
-    return destination / safe_basename(content.name) if is_folder else destination
+    return destination / safe_basename(content.name) if await is_folder(destination) else destination
 
 
 async def _gather(node: Node, content: File, target: Target, progress: Watch | None) -> None:

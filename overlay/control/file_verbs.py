@@ -6,7 +6,6 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-import anyio
 from msgspec import UNSET, Meta, UnsetType
 
 from overlay.control.protocol import JSON
@@ -16,6 +15,7 @@ from overlay.errors import MalformedError
 from overlay.files.links import FileLink
 from overlay.files.manifest import MAX_PATH_BYTES
 from overlay.files.order import Order
+from overlay.files.paths import is_folder
 from overlay.files.pins import Pin
 from overlay.files.running import Running, Watch
 from overlay.files.share_records import Share
@@ -110,7 +110,7 @@ class FileVerbs:
     async def share(self, args: ShareArguments, answers: Answers) -> JSON:
         """Offer a file or a folder from where it lies."""
         files = self._runtime.services.files
-        if await anyio.Path(args.path).is_dir():
+        if await is_folder(Path(args.path)):
             link, folder = await files.share_folder(Path(args.path), args.name, answers.progress)
             return {
                 "link": link.urn,

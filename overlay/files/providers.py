@@ -20,7 +20,7 @@ attempts to open a circuit, which over Tor take up to a minute each. It may be s
 
 MAX_FIRST_FAILURES = 2
 """The same for one that was never reached: each attempt is three dials, and whoever waits for what is not
-there wants to know."""
+there wants to know. One that nobody said has it is given up after the first."""
 
 BARREN_PAUSE = 10.0
 """Seconds until a provider that had nothing of what it was asked for is asked for other chunks; doubled each
@@ -72,6 +72,7 @@ class _Provider:
     )
     barren: int = 0
     paused_until: float = 0.0
+    named: bool = True
     met: bool = False
     reached: bool = False
     rate: float = 0.0  # bytes per second of one of its circuits; 0 while it is not known
@@ -89,8 +90,8 @@ class Providers:
         self._providers = {node: _Provider() for node in nodes}
 
     def add(self, node: NodeIdentifier) -> None:
-        """Learn one more; whoever is known already keeps its past."""
-        self._providers.setdefault(node, _Provider())
+        """Learn of one more of whom nobody says that it has it; whoever is known already keeps its past."""
+        self._providers.setdefault(node, _Provider(named=False))
 
     def pick(
         self, circuits: Mapping[NodeIdentifier, int], fresh: Container[NodeIdentifier], most: int, now: float
@@ -172,7 +173,8 @@ class Providers:
         pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(provider.failures, MAX_DOUBLINGS))
         provider.paused_until = max(provider.paused_until, now + pause)
         provider.failures += not pending
-        most = MAX_FAILURES if provider.met else MAX_FIRST_FAILURES
+        first = MAX_FIRST_FAILURES if provider.named else 1
+        most = MAX_FAILURES if provider.met else first
         if provider.state is _State.USABLE and (permanent or provider.failures >= most):
             provider.state = _State.GIVEN_UP
 

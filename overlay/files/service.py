@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import anyio
-
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError, RefusedError, VerificationError
 from overlay.files.folder_shares import SharedFolder, manifest_bytes, share_folder
@@ -17,6 +15,7 @@ from overlay.files.in_order import Take, read_in_order
 from overlay.files.links import MAX_PROVIDERS, FileLink
 from overlay.files.order import Order
 from overlay.files.pace import Pace
+from overlay.files.paths import is_folder
 from overlay.files.pinning import pin_link
 from overlay.files.pins import PINS_SCHEMA, Pin, Pins
 from overlay.files.providers import Candidates
@@ -365,7 +364,7 @@ def _report(running: Running, target: Target, watch: Watch | None) -> Report:
 
 
 async def _target_path(link: FileLink, destination: Path) -> Path:
-    if not await anyio.Path(destination).is_dir():
+    if not await is_folder(destination):
         return destination
     if not link.name:
         raise MalformedError(

@@ -167,10 +167,11 @@ class Transfer:
         """Describe how far it is."""
         rate, missing = self._goodput.rate(now), self._source.missing
         circuits = self._open_circuits()
+        goes_on = circuits and rate > 0  # where nobody is reached it takes nobody knows how long
         return Snapshot(
             received=self._goodput.total,
             rate=rate,
-            seconds_left=missing / rate if missing is not None and rate > 0 else None,
+            seconds_left=missing / rate if missing is not None and goes_on else None,
             circuits=len(circuits),
             opening=len(self._circuits) - len(circuits),
             providers=len({circuit.provider for circuit in circuits}),

@@ -16,6 +16,7 @@ from typing import TypeGuard
 import apsw
 
 from overlay.database import Database, Schema
+from overlay.database.room import has_room
 from overlay.errors import MalformedError, RefusedError, StorageError
 from overlay.units.eris import chunk_reference, valid_chunk_size
 
@@ -32,6 +33,8 @@ MAX_QUOTA = 1 << 40
 """Bytes of the largest quota, 1 TiB: more was meant for something else, and one file holds all chunks."""
 
 MIB = 1 << 20
+
+_NO_ROOM = "this node has no room for more chunks: try another, or try again later"
 
 _PURGE_CHUNKS = 1024
 """Chunks deleted in one transaction: 32 MiB at most, since SQLite overwrites what it deletes."""
@@ -122,8 +125,8 @@ class StorageManager:
 
         Raises:
             MalformedError: too many, or one that does not have the size of a chunk.
-            RefusedError: chunks of others would exceed the quota.
-            StorageError: the disk is full or does not work, or the node's own would exceed the quota.
+            RefusedError: chunks of others would exceed the quota, or there is no room for them on the disk.
+            StorageError: the disk has no room or does not work, or the node's own would exceed the quota.
             After cancellation all of them are kept, or none.
         """
         _check_batch(chunks)
@@ -244,6 +247,10 @@ class StorageManager:
         return before - _usage(connection, own=False).bytes
 
     def _put_own(self, connection: apsw.Connection, chunks: Sequence[bytes]) -> list[bytes]:
+        if not has_room(connection, sum(map(len, chunks))):
+            raise StorageError(
+                "the disk of this node has no room for more, beside what always stays free: make room on it"
+            )
         before = _usage(connection, own=True).bytes
         references = _insert(connection, chunks, own=True, expires=None)
         if _usage(connection, own=True).bytes > max(before, self.quota):
@@ -256,6 +263,8 @@ class StorageManager:
     def _put_for_others(
         self, connection: apsw.Connection, chunks: Sequence[bytes], now: float
     ) -> list[bytes]:
+        if not has_room(connection, sum(map(len, chunks))):
+            raise RefusedError(_NO_ROOM)
         before = _usage(connection, own=False).bytes
         references = _insert(connection, chunks, own=False, expires=now + self._retention)
         # A node whose quota was lowered still renews what it has.
@@ -263,7 +272,7 @@ class StorageManager:
         if _usage(connection, own=False).bytes > allowed:
             _delete_expired(connection, now)
         if _usage(connection, own=False).bytes > allowed:
-            raise RefusedError("this node has no room for more chunks: try another, or try again later")
+            raise RefusedError(_NO_ROOM)
         return references
 
 

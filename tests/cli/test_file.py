@@ -187,7 +187,7 @@ def test_status(overlay: Command, scripted: Start) -> None:
         "/tmp/plan",  # noqa: S108 - nothing is written
         FIGURES_LINE,
         "\\x1b[2J\\u202e",
-        "  1.0 MiB of 4.0 MiB, 1.0 MiB/s, no circuit yet, 12 chunks asked for, limited to 64.0 KiB/s",
+        "  1.0 MiB of 4.0 MiB, 1.0 MiB/s, no circuit now, 12 chunks asked for, limited to 64.0 KiB/s",
         "/tmp/plan",  # noqa: S108 - nothing is written
         FIGURES_LINE,
         "/tmp/plan (posted)",  # noqa: S108 - nothing is written

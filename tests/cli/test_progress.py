@@ -53,7 +53,7 @@ FIGURES: Mapping[str, JSON] = {"rate": 1 << 20, "left": 9, "circuits": 3, "provi
         (
             {**FIGURES, "circuits": 0},
             78,
-            "get [##--------]  25% 3.0 MiB of 12.0 MiB, 1.0 MiB/s, 9 s left, no circuit yet",
+            "get [##--------]  25% 3.0 MiB of 12.0 MiB, 1.0 MiB/s, 9 s left, no circuit now",
         ),
         (FIGURES, 60, "get [##------]  25% 3.0 MiB of 12.0 MiB, 1.0 MiB/s, 9 s left"),
         (FIGURES, 20, "get [#-----]  25% 3.0 MiB of 12.0 MiB"[:20]),

@@ -23,6 +23,7 @@ from overlay.errors import (
     NotFoundError,
     OverlayError,
     RefusedError,
+    StorageError,
     TransportUnavailableError,
 )
 from overlay.files.service import FILES_SCHEMAS, Files
@@ -186,6 +187,26 @@ async def test_a_file_goes_and_comes(pair: tuple[Caller, Caller], tmp_path: Path
     await ann.call("chat.post", session="Files", path=str(source))
     with pytest.raises(RefusedError, match="several"):
         await ann.call("chat.get", session="Files", file="a.txt", path=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("name", ["y" * 256, "y" * 300 + "/z"])
+async def test_a_name_that_no_file_can_have_ends_nothing_but_the_command(
+    pair: tuple[Caller, Caller], tmp_path: Path, name: str
+) -> None:
+    ann, bob = pair
+    created = await ann.call("chat.create", title="Files")
+    await bob.call("chat.join", invite=created["invite"])
+    source = anyio.Path(tmp_path / "a.txt")
+    await source.write_bytes(b"content")
+    await ann.call("chat.post", session="Files", path=str(source))
+    link = (await ann.call("file.share", path=str(source)))["link"]
+    long = str(tmp_path / name)
+    with pytest.raises(StorageError, match="name too long"):
+        await ann.call("chat.get", session="Files", file="a.txt", path=long)
+    with pytest.raises(StorageError, match="name too long"):
+        await bob.call("file.get", link=link, path=long)
+    with pytest.raises(RefusedError, match="name too long"):
+        await ann.call("file.share", path=long)
 
 
 async def test_what_is_not_there(pair: tuple[Caller, Caller], tmp_path: Path) -> None:

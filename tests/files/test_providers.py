@@ -74,6 +74,13 @@ def test_of_circuits_that_are_opened_together_the_last_that_fails_counts() -> No
     assert providers.verdict is Reason.UNREACHABLE
 
 
+def test_who_is_not_named_is_given_up_at_the_first_failure() -> None:
+    providers = Providers([])
+    providers.add(BOB)
+    providers.failed(BOB, 0.0)
+    assert providers.verdict is Reason.UNREACHABLE
+
+
 def test_who_serves_after_all_is_asked_again() -> None:
     providers = Providers([ALICE])
     providers.failed(ALICE, 0.0, permanent=True)

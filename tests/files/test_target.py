@@ -18,10 +18,10 @@ import anyio.lowlevel
 import pytest
 from anyio import to_thread
 
+from overlay.database.room import DISK_RESERVE
 from overlay.errors import MalformedError, NotFoundError, RefusedError, StorageError, VerificationError
 from overlay.files import room
 from overlay.files.partial import Details
-from overlay.files.room import DISK_RESERVE
 from overlay.files.target import Target, open_target
 from overlay.units.capability import LARGE_BLOCK, SMALL_BLOCK, ReadCapability
 from overlay.units.encode import Encoder
@@ -750,7 +750,7 @@ async def test_a_disk_that_does_not_say_its_size_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))
-    monkeypatch.setattr(os, "fstatvfs", lambda _: nothing)
+    monkeypatch.setattr(os, "statvfs", lambda _: nothing)
     await finish_it(tmp_path / "file")
 
 
@@ -761,7 +761,7 @@ async def test_some_of_a_disk_stays_free(
     for free, path in ((reserve + SIZE, tmp_path / "file"), (reserve, tmp_path / "other")):
         disk = os.statvfs_result((4096, 4096, blocks, 0, -(-free // 4096), 0, 0, 0, 0, 255))
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fstatvfs", lambda _, disk=disk: disk)
+            patch.setattr(os, "statvfs", lambda _, disk=disk: disk)
             if path.name == "file":
                 await finish_it(path)
                 path.unlink()

@@ -468,6 +468,16 @@ def test_a_snapshot_shows_rate_and_remaining_time() -> None:
     assert transfer.snapshot(60.0).received == 4096 * CHUNK + 9 * CHUNK
 
 
+def test_no_remaining_time_is_shown_while_nobody_is_reached() -> None:
+    away = Peer(link=lambda number: Link(opening=1.0 if number < 8 else 99.0, dies=5.0))
+    simulation, transfer, _ = _simulate(4096, away)
+    simulation.run(until=5.5)
+    seen = transfer.snapshot(5.5)
+    assert seen.circuits == 0
+    assert seen.rate > 0
+    assert seen.seconds_left is None
+
+
 def test_no_remaining_time_is_shown_while_the_size_is_unknown() -> None:
     simulation, transfer, _ = _simulate(1024, Peer(), sized=False)
     simulation.run(until=6.0)

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay.database import Database
+from overlay.database import Database, room
 from overlay.errors import MalformedError, RefusedError, StorageError
 from overlay.peer.storage import MAX_BATCH_CHUNKS, STORAGE_SCHEMA, StorageManager, Usage
+from overlay.units.eris import chunk_reference
 
 SMALL, LARGE = 1024, 32_768
 QUOTA = 10 * SMALL
@@ -414,3 +415,22 @@ class TestOnDisk:
             storage = StorageManager(database)
             assert await storage.get(references) == [None]
             assert await storage.usage() == Usage(0, 0)
+
+
+async def test_what_a_disk_has_no_room_for_is_refused_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await Database.open(tmp_path / "overlay.db", [STORAGE_SCHEMA]) as database:
+        storage = StorageManager(database)
+        kept = await storage.put([bytes([8]) * 32768, bytes([9]) * 32768], now=0.0, own=True)
+        monkeypatch.setattr(room, "free_bytes", lambda _: 40_000)
+        more = [bytes([number]) * 32768 for number in (1, 2)]
+        with pytest.raises(StorageError, match="the disk of this node has no room"):
+            await storage.put(more, now=0.0, own=True)
+        with pytest.raises(RefusedError, match="no room for more chunks"):
+            await storage.put(more, now=0.0)
+        await storage.put(more[:1], now=0.0)
+        monkeypatch.setattr(room, "free_bytes", lambda _: -1)
+        await storage.discard(kept)
+        await storage.put(more[1:], now=0.0, own=True)  # where something was deleted
+        assert await storage.get([chunk_reference(each) for each in more], own=True) == more
