@@ -195,7 +195,7 @@ async def test_content_that_repeats_itself_without_end_is_given_up(
     pins: Pins, storage: StorageManager, endless: Content
 ) -> None:
     storage.quota = 300_000_000
-    with pytest.raises(StorageError, match="quota is 286 MiB: allow more"):
+    with pytest.raises(StorageError, match="quota of this node is 286 MiB: allow more"):
         await pin(pins, endless)
     assert (await storage.usage(own=True)).chunks == len(endless[0])
     await pins.remove(link(endless))
