@@ -181,7 +181,7 @@ class FileVerbs:
 
     async def status(self, _args: NoArguments, answers: Answers) -> JSON:
         """The fetches that go on, one an item."""
-        for running in self._runtime.services.files.running:
+        for running in tuple(self._runtime.services.files.running):
             await answers.item(_running(running))
         return None
 

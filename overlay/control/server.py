@@ -47,7 +47,7 @@ class NoArguments(Arguments, frozen=True):
     """A verb that takes none."""
 
 
-AbsolutePath = Annotated[str, msgspec.Meta(pattern="^/", max_length=MAX_PATH_LENGTH)]
+AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]*\Z", max_length=MAX_PATH_LENGTH)]
 """A path among a verb's arguments: the node's own working folder means nothing to the program that asks."""
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import apsw
 
+from overlay.errors import StorageError
+
 DISK_RESERVE = 64 << 20
 """Bytes of the disk that are left free, whatever is fetched or kept: for the node's own database, which stops
 everything where it cannot be written, and for files that begin at once and each find the room alone."""
@@ -38,9 +40,12 @@ def has_room(connection: apsw.Connection, needed: int) -> bool:
     """Whether a database can take so many bytes more: in it, where something was deleted, or on its disk.
 
     Raises:
-        OSError: the disk fails.
+        StorageError: the disk fails.
     """
     if not connection.filename:
         return True
     deleted: int = connection.pragma("freelist_count") * connection.pragma("page_size")
-    return needed <= deleted + free_bytes(Path(connection.filename))
+    try:
+        return needed <= deleted + free_bytes(Path(connection.filename))
+    except OSError as error:
+        raise StorageError(f"{connection.filename} cannot be written: {error.strerror}") from error

@@ -103,7 +103,12 @@ class Bundle:
         while self._written:
             target = next(iter(self._written))
             del self._written[target]
-            await target.flush()
+            try:
+                await target.flush()
+            except BaseException:  # cancelled too: the next call goes on with it
+                if target in self._open:
+                    self._written[target] = None
+                raise
             self._look(target)
 
     @property
@@ -117,8 +122,9 @@ class Bundle:
 
     def give_up(self, target: Part) -> None:
         """Let a file go that cannot be had."""
-        self._given_up.add(target)
-        self._open[target].set()
+        if target in self._open:  # whoever brought it may have ended meanwhile
+            self._given_up.add(target)
+            self._open[target].set()
 
     def announce(self, path: Path, size: int) -> None:
         """Say that a file will be there to be brought, which lacks `size` bytes at most."""

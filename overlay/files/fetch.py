@@ -192,8 +192,9 @@ class _Driver:
             await self._pace.pass_on(len(chunk))
             self._ahead.keep(chunk)
         if not self._target.tree.unfolds(root):
-            with suppress(MalformedError):  # noted; the run ends with it
+            with suppress(StorageError, MalformedError):  # noted; the run ends with it
                 self._take_ahead()
+                await self._flush()  # what is beneath is looked for on disk before it is wanted
             self.bell.ring()
 
     def _take_ahead(self) -> None:

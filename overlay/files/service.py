@@ -24,7 +24,7 @@ from overlay.files.share_records import Share
 from overlay.files.shares import SHARES_SCHEMA, Progress, Shares
 from overlay.files.storing import store_file
 from overlay.files.target import Target, open_target
-from overlay.locators import LocatorRecord
+from overlay.locators import MAX_CLOCK_SKEW, LocatorRecord
 from overlay.peer.limits import Limiter
 from overlay.peer.node import Node
 from overlay.wire.filenames import safe_basename
@@ -100,12 +100,17 @@ class Files:
         return await self._link(shared.share), shared
 
     async def offered(self) -> Sequence[tuple[Share, FileLink]]:
-        """Tell what is offered, oldest first, each with its link.
+        """Tell what is offered, oldest first, each with its link, after a look whether it is as it was.
 
         Raises:
             StorageError: the database does not work.
         """
-        return [(share, await self._link(share)) for share in await self._shares.list()]
+        found: list[tuple[Share, FileLink]] = []
+        for each in await self._shares.list():
+            with suppress(NotFoundError):  # it was removed meanwhile
+                share = await self._shares.check(each.id)
+                found.append((share, await self._link(share)))
+        return found
 
     async def remove(self, link: FileLink) -> Share:
         """Offer something no more; the file is not touched.
@@ -325,7 +330,7 @@ class Files:
         What has expired is still the best that is known: addresses last.
         """
         now = self._node.clock()
-        records = [record for record in _records(link) if record.issued <= now]
+        records = [record for record in _records(link) if record.issued <= now + MAX_CLOCK_SKEW]
         with self.running.showing(running), self._node.locators.lend(records):
             yield
 

@@ -209,6 +209,25 @@ async def test_a_name_that_no_file_can_have_ends_nothing_but_the_command(
         await ann.call("file.share", path=long)
 
 
+@pytest.mark.parametrize("path", ["/a\0b", "a", "/" + "a" * 5000])
+async def test_a_path_that_cannot_be_one_is_refused_before_it_is_used(
+    pair: tuple[Caller, Caller], path: str
+) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        await pair[0].call("file.share", path=path)
+
+
+async def test_a_share_that_changed_is_listed_so_before_anybody_asks_for_it(
+    pair: tuple[Caller, Caller], tmp_path: Path
+) -> None:
+    source = anyio.Path(tmp_path / "a.txt")
+    await source.write_bytes(b"content")
+    await pair[0].call("file.share", path=str(source))
+    assert [item["problem"] for item in await pair[0].items("file.list")] == [None]
+    await source.write_bytes(b"another content")
+    assert [item["problem"] for item in await pair[0].items("file.list")] == ["changed"]
+
+
 async def test_what_is_not_there(pair: tuple[Caller, Caller], tmp_path: Path) -> None:
     ann, _ = pair
     await ann.call("chat.create", title="Club")

@@ -434,3 +434,15 @@ async def test_what_a_disk_has_no_room_for_is_refused_and_nothing_is_lost(
         await storage.discard(kept)
         await storage.put(more[1:], now=0.0, own=True)  # where something was deleted
         assert await storage.get([chunk_reference(each) for each in more], own=True) == more
+
+
+async def test_a_disk_that_does_not_answer_is_an_error_of_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    async with await Database.open(tmp_path / "overlay.db", [STORAGE_SCHEMA]) as database:
+        monkeypatch.setattr(room, "free_bytes", fail)
+        with pytest.raises(StorageError, match="Input/output error"):
+            await StorageManager(database).put([bytes(1024)], now=0.0)
