@@ -228,9 +228,9 @@ class PinSink:
         # A pin that is whole stays one where the quota was lowered.
         if size > quota and size > (await self._kept.storage.usage(own=True)).bytes:
             raise StorageError(
-                f"this takes {size / MIB:.1f} MiB and more, and the quota of this node is "
-                f"{quota / MIB:.0f} MiB: allow more with 'overlay file limit --disk', or give up what came "
-                "of it with 'overlay file unpin'"
+                f"this takes {size / MIB:.1f} MiB and more: the quota of this node, "
+                f"{quota / MIB:.0f} MiB, is used up: allow more with 'overlay file limit --disk', or give up "
+                "what came of it with 'overlay file unpin'"
             )
 
     def part(self, capability: ReadCapability, size: int) -> AbstractAsyncContextManager[PinSink]:

@@ -143,7 +143,7 @@ def test_a_pin_that_does_not_fit_is_refused_and_a_killed_one_is_gone_on_with(
     bob.up()
     assert "quota of this node leaves 8.0 MiB: unpin" in bob.error("file", "pin", link, code=1)
     plain = link.partition("?")[0]
-    assert "quota of this node is 8 MiB" in bob.error("file", "pin", plain, code=1)
+    assert "quota of this node, 8 MiB, is used up" in bob.error("file", "pin", plain, code=1)
     (item,) = bob.run("file", "list")
     assert item["problem"] == "incomplete"
     bob.end(signal.SIGKILL)

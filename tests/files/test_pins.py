@@ -195,7 +195,7 @@ async def test_content_that_repeats_itself_without_end_is_given_up(
     pins: Pins, storage: StorageManager, endless: Content
 ) -> None:
     storage.quota = 300_000_000
-    with pytest.raises(StorageError, match="quota of this node is 286 MiB: allow more"):
+    with pytest.raises(StorageError, match="quota of this node, 286 MiB, is used up: allow more"):
         await pin(pins, endless)
     assert (await storage.usage(own=True)).chunks == len(endless[0])
     await pins.remove(link(endless))
@@ -212,7 +212,7 @@ async def test_so_is_a_folder_that_has_one_file_over_and_over() -> None:
         bob.storage.quota = 1_000_000
         pins, of = Pins(database, bob.storage, bob.clock), FileLink(root, kind="folder")
         candidates = Candidates([alice.identifier])
-        with pytest.raises(StorageError, match=r"takes 1\.4 MiB and more, .* is 1 MiB: allow more"):
+        with pytest.raises(StorageError, match=r"takes 1\.4 MiB and more: .*, 1 MiB, is used up: allow more"):
             await pin_link(bob, pins, of, candidates, step=lambda *_: None)
         assert (await bob.storage.usage(own=True)).chunks == len(more)
         bob.storage.quota = 1_500_000
