@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-from anyio import ClosedResourceError
+from anyio import BrokenResourceError, ClosedResourceError, aclose_forcefully
 from anyio.abc import ByteStream
 
-from overlay.errors import RefusedError, TransportUnavailableError
+from overlay.errors import RefusedError, TransportUnavailableError, UnreachableError
 from overlay.locators import NodeLocator
 
 
@@ -245,6 +245,36 @@ class Transport(Carrier):
             Cancelled, it leaves no socket behind.
         """
 
+    async def connect_with(self, locator: NodeLocator, first: bytes, *, isolation: bytes = b"") -> Connection:
+        """Dial as `connect` does, with bytes that the connection begins with.
+
+        They are sent as early as the network takes them: where that is before it says that the connection is
+        open, the receiver's answer is here a round trip sooner. By default they are sent after it.
+
+        Args:
+            locator: see `connect`.
+            isolation: see `connect`.
+            first: so few that no network waits for room, such as the first message of a handshake. A dial
+                that fails may have sent them or not.
+
+        Returns:
+            the open connection, with `first` sent.
+
+        Raises:
+            UnreachableError: see `connect`; or the connection ended at once.
+            TransportUnavailableError: see `connect`.
+            Cancelled, it leaves no socket behind.
+        """
+        connection = await self.connect(locator, isolation=isolation)
+        try:
+            await connection.send(first)
+        except BaseException as error:  # cancelled too: nobody else knows of the connection
+            await aclose_forcefully(connection)
+            if isinstance(error, BrokenResourceError | ClosedResourceError):
+                raise UnreachableError("the connection ended as soon as it was open") from error
+            raise
+        return connection
+
     @abstractmethod
     async def listen(self) -> Listener:
         """Open this transport's listener, at most one at a time.
@@ -335,8 +365,10 @@ class ConnectionLayer:
         """Tell whether the locators of `transport` go into this node's record."""
         return transport.properties.hides_receiver or not self.anonymous
 
-    async def connect(self, locator: NodeLocator, *, isolation: bytes = b"") -> Connection:
-        """Dial `locator` over the first transport that carries it; see `Transport.connect`.
+    async def connect(
+        self, locator: NodeLocator, *, isolation: bytes = b"", first: bytes = b""
+    ) -> Connection:
+        """Dial `locator` over the first transport that carries it; see `Transport.connect_with`.
 
         Raises:
             TransportUnavailableError: no transport of this node carries such locators.
@@ -348,7 +380,7 @@ class ConnectionLayer:
             raise TransportUnavailableError(f"no transport of this node carries {locator.protocol} addresses")
         for transport in carriers:
             if self._allowed(transport):
-                return await transport.connect(locator, isolation=isolation)
+                return await transport.connect_with(locator, first, isolation=isolation)
         raise RefusedError(
             f"a {locator.protocol} address is not dialled, because that would show where this node is"
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import anyio
@@ -183,6 +183,65 @@ async def test_stream_connection_can_be_ended_when_the_other_side_is_gone(
     await connection.send_eof()
 
 
+class Ending(MemoryTransport):
+    """Gives connections whose other side is gone at once, or that take nothing."""
+
+    def __init__(self, network: MemoryNetwork, stream: Callable[[ByteStream], ByteStream]) -> None:
+        super().__init__(network)
+        self.stream = stream
+        self.given: list[Connection] = []
+
+    async def connect(self, locator: NodeLocator, *, isolation: bytes = b"") -> Connection:
+        inside = self.stream(await super().connect(locator, isolation=isolation))
+        self.given.append(StreamConnection(inside, locator=locator, properties=self.properties))
+        return self.given[-1]
+
+
+@asynccontextmanager
+async def dialling(
+    stream: Callable[[ByteStream], ByteStream],
+) -> AsyncIterator[tuple[Ending, NodeLocator]]:
+    network = MemoryNetwork()
+    async with (
+        Ending(network, stream) as caller,
+        MemoryTransport(network) as receiver,
+        await receiver.listen() as listener,
+    ):
+        yield caller, listener.locators[0]
+
+
+async def test_a_connection_that_ends_before_its_first_bytes_is_unreachable_and_closed() -> None:
+    async with dialling(Gone) as (caller, locator):
+        with pytest.raises(UnreachableError, match="as soon as it was open"):
+            await caller.connect_with(locator, b"hello")
+        with pytest.raises(anyio.ClosedResourceError):
+            await caller.given[0].receive()
+
+
+async def test_a_dial_that_is_cancelled_at_its_first_bytes_leaves_nothing_open() -> None:
+    async with dialling(Stuck) as (caller, locator):
+        with anyio.move_on_after(0.01) as scope:
+            await caller.connect_with(locator, b"hello")
+        assert scope.cancelled_caught
+        with pytest.raises(anyio.ClosedResourceError):
+            await caller.given[0].receive()
+
+
+async def test_the_layer_has_the_transport_begin_with_the_first_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    transport, begun = RecordingTransport(HIDING), []
+
+    async def connect_with(locator: NodeLocator, first: bytes, *, isolation: bytes = b"") -> Connection:
+        begun.append((locator, first, isolation))
+        raise UnreachableError("noted")
+
+    monkeypatch.setattr(transport, "connect_with", connect_with)
+    with pytest.raises(UnreachableError, match="noted"):
+        await ConnectionLayer([transport], anonymous=True).connect(SOMEWHERE, isolation=b"a", first=b"hello")
+    assert begun == [(SOMEWHERE, b"hello", b"a")]
+
+
 class Lenient(ByteStream):
     """Lets everything be sent at any time, as the streams of some event loops do."""
 
@@ -207,3 +266,17 @@ class Disconnected(Lenient):
 
     async def send_eof(self) -> None:
         raise OSError(107, "Transport endpoint is not connected")
+
+
+class Gone(Lenient):
+    """Its other side is gone."""
+
+    async def send(self, item: bytes) -> None:  # noqa: ARG002 - it goes nowhere
+        raise anyio.BrokenResourceError
+
+
+class Stuck(Lenient):
+    """Takes nothing."""
+
+    async def send(self, item: bytes) -> None:  # noqa: ARG002 - it goes nowhere
+        await anyio.sleep_forever()

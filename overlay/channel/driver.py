@@ -6,7 +6,7 @@ All that is decided here is when to read, write and wait; what the bytes mean is
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -35,9 +35,10 @@ from overlay.channel.machine import (
     PeerFinished,
 )
 from overlay.channel.streams import Exchange, Shared, Signal, fresh
-from overlay.connection import Connection
+from overlay.connection import Connection, Properties
 from overlay.errors import ClosedError, OverlayError, ProtocolViolationError, UnreachableError
 from overlay.identity import Entropy, NodePublic, NodeSecret
+from overlay.locators import NodeLocator
 
 __all__ = [
     "MAX_HELLO_BYTES",
@@ -45,6 +46,7 @@ __all__ = [
     "Channel",
     "ChannelLimits",
     "Exchange",
+    "call",
     "initiate",
     "respond",
 ]
@@ -55,6 +57,9 @@ _READ_BYTES = 262_144
 MAX_UNACCEPTED = 128
 """Exchanges that may wait to be accepted: four times as many as a peer may have alive. The machine forgets
 those that the peer ended again; here they wait with what they brought, so their number is bounded too."""
+
+Connect = Callable[[bytes], Awaitable[Connection]]
+"""Dials, and has the connection begin with these bytes; see `overlay.connection.Transport.connect_with`."""
 
 _CONNECTION_ERRORS = (EndOfStream, BrokenResourceError, ClosedResourceError)
 
@@ -90,9 +95,52 @@ async def initiate(
         MalformedError: the hello is too long, or given for an anonymous caller.
     """
     script = initiate_script(
-        secret=secret, responder=responder, hello=hello, place=_place(connection), entropy=entropy
+        secret=secret,
+        responder=responder,
+        hello=hello,
+        place=_place(connection.locator, connection.properties),
+        entropy=entropy,
     )
     established = await _shake_hands(connection, script, limits)
+    return Channel(connection, established, initiator=True, limits=limits)
+
+
+async def call(
+    connect: Connect,
+    locator: NodeLocator,
+    properties: Properties,
+    *,
+    secret: NodeSecret | None,
+    responder: NodePublic,
+    hello: bytes = b"",
+    entropy: Entropy,
+    limits: ChannelLimits = DEFAULT_LIMITS,
+) -> Channel:
+    """Make a channel as `initiate` does, over a connection that is dialled for it.
+
+    The handshake begins with the dial, so that over some networks it is through a round trip sooner.
+
+    Args:
+        connect: dials.
+        locator: what it dials.
+        properties: those of the connection.
+        secret: see `initiate`, also for what follows.
+        responder: who must answer.
+        hello: told to the responder.
+        entropy: where the ephemeral key comes from.
+        limits: timeouts and windows.
+
+    Returns:
+        the channel; start its `run` in a task group.
+
+    Raises:
+        OverlayError: what `connect` raises, and see `initiate`. Cancelled or failed, nothing stays open.
+    """
+    place = _place(locator, properties)
+    script = initiate_script(secret=secret, responder=responder, hello=hello, place=place, entropy=entropy)
+    said = next(script)
+    connection = await connect(said.send)
+    established = await _shake_hands(connection, script, limits, need=said.need)
     return Channel(connection, established, initiator=True, limits=limits)
 
 
@@ -123,7 +171,8 @@ async def respond(
         ProtocolViolationError: what came is no handshake, or one of another version.
         MalformedError: the hello is too long.
     """
-    script = respond_script(secret=secret, hello=hello, place=_place(connection), entropy=entropy)
+    place = _place(connection.locator, connection.properties)
+    script = respond_script(secret=secret, hello=hello, place=place, entropy=entropy)
     established = await _shake_hands(connection, script, limits)
     return Channel(connection, established, initiator=False, limits=limits)
 
@@ -214,7 +263,7 @@ class Channel:
         """
         await checkpoint()
         while self._error is None and not self._machine.can_open:
-            await self._shared.progress.wait()
+            await self._shared.places.wait()
         self._check()
         number = self._machine.open(bulk=bulk)
         self._shared.outgoing.notify()
@@ -275,8 +324,10 @@ class Channel:
         """Write until there is nothing left to say; after a goodbye, `_read` waits for the peer's end."""
         while True:
             data = self._machine.data_to_send(anyio.current_time())
-            if self._machine.made_room:
-                self._shared.progress.notify()
+            if self._machine.roomy:
+                for number in self._machine.roomy:
+                    self._shared.wake(number)
+                self._shared.places.notify()
                 self._rearm_if_earlier()  # idle now, perhaps: nothing else here brings a timer forward
             if data:
                 try:
@@ -316,11 +367,11 @@ class Channel:
                     self._shared.settle(number)
                 case ExchangeReset(number):
                     self._drop(number)
-                case CreditAvailable():
-                    pass  # whoever waits for it is woken below
+                case CreditAvailable(number):
+                    self._shared.wake(number)
                 case ChannelClosed(error):
                     self._end(error)
-        self._shared.progress.notify()
+        self._shared.places.notify()
         if self._machine.wants_to_send:  # messages alone, which are most of what comes, ask for no answer
             self._shared.outgoing.notify()
         self._rearm_if_earlier()
@@ -331,6 +382,7 @@ class Channel:
         if inbox is None:
             return
         inbox.fail(ClosedError("the peer ended this exchange"), discard=True)
+        self._shared.wake(number)
         if not inbox.complete:
             self._arrived.pop(number, None)
 
@@ -348,8 +400,9 @@ class Channel:
         self._error = error
         for inbox in self._shared.inboxes.values():
             inbox.fail(error, discard=False)
-        for signal in (self._arrival, self._shared.outgoing, self._shared.progress):
-            signal.notify()
+        self._arrival.notify()
+        self._shared.outgoing.notify()
+        self._shared.wake_all()
         self._set_deadline()
 
     def _set_deadline(self) -> None:
@@ -364,6 +417,7 @@ class Channel:
         try:
             await anyio.aclose_forcefully(self._connection)
         finally:
+            self._shared.wake_all()  # also who waited for a goodbye to take along what was left
             self._gone.set()
 
 
@@ -376,11 +430,13 @@ async def _closed_on_failure(connection: Connection) -> AsyncIterator[None]:
         raise
 
 
-async def _shake_hands(connection: Connection, script: Script, limits: ChannelLimits) -> Established:
+async def _shake_hands(
+    connection: Connection, script: Script, limits: ChannelLimits, *, need: int | None = None
+) -> Established:
     async with _closed_on_failure(connection):
         try:
             with anyio.fail_after(limits.handshake_timeout):
-                return await _perform(connection, script)
+                return await _perform(connection, script, need)
         except TimeoutError as error:
             seconds = f"{limits.handshake_timeout:g}"
             raise UnreachableError(f"the peer did not shake hands within {seconds} seconds") from error
@@ -388,8 +444,9 @@ async def _shake_hands(connection: Connection, script: Script, limits: ChannelLi
             raise UnreachableError("the connection ended before the peer had shaken hands") from error
 
 
-async def _perform(connection: Connection, script: Script) -> Established:
-    received = None
+async def _perform(connection: Connection, script: Script, need: int | None) -> Established:
+    """Play a script to its end; `need` is what it waits for if its first step was taken already."""
+    received = None if need is None else await _receive_exactly(connection, need)
     while True:
         try:
             step = script.send(received) if received is not None else next(script)
@@ -409,6 +466,6 @@ async def _receive_exactly(connection: Connection, size: int) -> bytes:
     return data
 
 
-def _place(connection: Connection) -> bytes:
+def _place(locator: NodeLocator, properties: Properties) -> bytes:
     """What both sides must agree that was dialled, so that a handshake cannot be relayed to another place."""
-    return connection.locator.to_bytes() if connection.properties.authenticates_receiver else b""
+    return locator.to_bytes() if properties.authenticates_receiver else b""

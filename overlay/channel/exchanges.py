@@ -28,8 +28,9 @@ MAX_MESSAGE_BYTES = 65_536
 MESSAGE_COST = 64
 """What a message costs beyond its bytes: about what keeping a short one takes beyond them."""
 
-INITIAL_WINDOW = 131_072
-"""Cost that each side may send on a new exchange before it is given more."""
+INITIAL_WINDOW = 139_264
+"""Cost that each side may send on a new exchange before it is given more: an answer with four chunks of 32
+KiB, the least that is asked for at once. A few bytes less, and each of them would take a round trip more."""
 
 _MAX_COST = MAX_MESSAGE_BYTES + MESSAGE_COST
 

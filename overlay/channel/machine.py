@@ -143,7 +143,7 @@ class ChannelMachine:
         self._ping_due = False
         self._pong_due: bytes | None = None
         self._ending: CloseCode | None = None
-        self.made_room = False  # the last bytes to send left half a queue free, or ended an exchange
+        self.roomy: list[int] = []  # the exchanges of which the last bytes to send left half a queue free
         self.closed = False  # nothing more is sent
         self.peer_gone = False  # nothing more comes
         self.lost = False  # the connection ended, or the peer fell silent, before either side had said CLOSE
@@ -257,7 +257,7 @@ class ChannelMachine:
         """
         if self.closed:
             return b""
-        self.made_room = False
+        self.roomy = []
         frames = [] if self._ending is CloseCode.VIOLATION else self._gather(now)
         if not frames and self._ending is not None:
             frames.append(close_frame(self._ending))
@@ -274,7 +274,7 @@ class ChannelMachine:
                 frames.append(frame)
             # Half of it, not any room: whoever waits then queues several messages for one wait.
             if exchange.outgoing.queued <= self.limits.send_queue // 2:
-                self.made_room = True
+                self.roomy.append(exchange.number)
             if exchange.over:
                 self._remove(exchange, now)
         return frames
@@ -470,7 +470,6 @@ class ChannelMachine:
     def _remove(self, exchange: ExchangeState, now: float) -> None:
         del self._exchanges[exchange.number]
         self._urgent.pop(exchange.number, None)
-        self.made_room = True
         self._turns[exchange.bulk].remove(exchange)
         self._budget += exchange.incoming.window - INITIAL_WINDOW
         self._idle_since = now

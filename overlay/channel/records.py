@@ -86,11 +86,6 @@ class RecordReader:
         self._cipher = cipher
         self._kept = b""
 
-    @property
-    def inside_record(self) -> bool:
-        """Whether the bytes so far end within a record."""
-        return bool(self._kept)
-
     def receive(self, data: bytes) -> Iterator[bytes]:
         """Take bytes off the wire, cut in any way.
 

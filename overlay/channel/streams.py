@@ -75,14 +75,32 @@ class Shared:
     Attributes:
         machine: the channel's engine.
         outgoing: something may have become sendable.
-        progress: room in half a queue, credit or a place for another exchange may have become free.
+        places: a place for another exchange may have become free.
         inboxes: those of the exchanges for which the machine may still report something.
+        senders: who waits to send, or for what was sent, by exchange. One signal for all of them would wake
+            two dozen transfers for every record, to find that it was not theirs.
     """
 
     machine: ChannelMachine
     outgoing: Signal = field(default_factory=Signal)
-    progress: Signal = field(default_factory=Signal)
+    places: Signal = field(default_factory=Signal)
     inboxes: dict[int, Inbox] = field(default_factory=dict)
+    senders: dict[int, anyio.Event] = field(default_factory=dict)
+
+    async def wait_progress(self, number: int) -> None:
+        """Wait until an exchange may have room, may have sent all, or may have ended."""
+        await self.senders.setdefault(number, anyio.Event()).wait()
+
+    def wake(self, number: int) -> None:
+        """Wake who waits for the progress of an exchange; each looks for itself."""
+        if (event := self.senders.pop(number, None)) is not None:
+            event.set()
+
+    def wake_all(self) -> None:
+        """Wake all who wait to send, or for a place."""
+        for number in list(self.senders):
+            self.wake(number)
+        self.places.notify()
 
     def settle(self, number: int) -> None:
         """Let go of an exchange on which both sides have said all."""
@@ -126,9 +144,9 @@ class Exchange:
         if self._has_room():
             await checkpoint_if_cancelled()
         else:
-            await self._shared.progress.wait()  # a checkpoint itself
+            await self._shared.wait_progress(self._number)  # a checkpoint itself
             while not self._has_room():
-                await self._shared.progress.wait()
+                await self._shared.wait_progress(self._number)
         self._queue(message)
 
     @property
@@ -153,13 +171,13 @@ class Exchange:
         """
         await checkpoint_if_cancelled()
         while not self._has_room():
-            await self._shared.progress.wait()
+            await self._shared.wait_progress(self._number)
 
     async def wait_until_sent(self) -> None:
         """Wait until nothing is queued here: all is with the connection, or the exchange has ended."""
         await checkpoint_if_cancelled()
         while self._inbox.error is None and self._shared.machine.has_queued(self._number):
-            await self._shared.progress.wait()
+            await self._shared.wait_progress(self._number)
 
     def send_nowait(self, message: bytes) -> bool:
         """Queue a message if there is room for it; tells whether there was.
@@ -206,7 +224,7 @@ class Exchange:
         self._inbox.finished = True
         self._shared.machine.finish(self._number)
         self._shared.outgoing.notify()
-        self._shared.progress.notify()
+        self._shared.wake(self._number)
         self._shared.settle(self._number)
         await checkpoint()
 
@@ -222,7 +240,7 @@ class Exchange:
             inbox.messages.clear()
             self._shared.machine.reset(self._number)
             self._shared.outgoing.notify()
-            self._shared.progress.notify()
+        self._shared.wake(self._number)
         await checkpoint()
 
     def _queue(self, message: bytes) -> None:

@@ -46,7 +46,7 @@ in every third try; were it the oldest that is dropped, it never would."""
 
 MAX_INCOMING = 256
 """Incoming channels at once; one more, and one is closed. What they hold is bounded, but not small: whoever
-fills the first windows of its 32 exchanges and takes no answer makes this side hold 10 MiB (32 times 128 KiB
+fills the first windows of its 32 exchanges and takes no answer makes this side hold 10 MiB (32 times 136 KiB
 that came, and 192 KiB to send), so 256 such callers 2.5 GiB. The windows of a channel grow beyond that, to
 16 MiB in all, only by as much as is really read."""
 

@@ -13,9 +13,9 @@ from functools import partial
 
 import anyio
 
-from overlay.channel.driver import Channel, initiate
+from overlay.channel.driver import Channel, Connect, call
 from overlay.channel.machine import ChannelLimits
-from overlay.connection import ConnectionLayer, Properties, Transport, TransportStatus
+from overlay.connection import Connection, ConnectionLayer, Properties, Transport, TransportStatus
 from overlay.errors import (
     OverlayError,
     ProtocolViolationError,
@@ -300,9 +300,10 @@ class Dialler:
         for locator in run.locators:
             try:
                 with anyio.fail_after(run.patience):
-                    connection = await self._layer.connect(locator, isolation=run.isolation())
-                    channel = await initiate(
-                        connection,
+                    channel = await call(
+                        self._connect(locator, run.isolation()),
+                        locator,
+                        run.transport.properties,
                         secret=None if anonymous else self._secret,
                         responder=record.public,
                         hello=b"" if anonymous else self._locators.own.encoded,
@@ -322,6 +323,12 @@ class Dialler:
         run.over = True
         run.hurry.set()
         return None
+
+    def _connect(self, locator: NodeLocator, isolation: bytes) -> Connect:
+        async def connect(first: bytes) -> Connection:
+            return await self._layer.connect(locator, isolation=isolation, first=first)
+
+        return connect
 
     def _too_late(self, run: _Run) -> OverlayError:
         """Why nobody waits any longer for a network, as far as can be told: its transport did not say."""

@@ -138,15 +138,35 @@ async def check_nobody(pair: TransportPair) -> None:
     await _assert_usable(pair)
 
 
-async def _dial_in_vain(pair: TransportPair, locator: NodeLocator, promise: str) -> None:
+async def _dial_in_vain(
+    pair: TransportPair, locator: NodeLocator, promise: str, *, first: bytes | None = None
+) -> None:
     with pair.within("a dial gives up within dial_timeout"):
         try:
-            connection = await pair.caller.connect(locator)
+            if first is None:
+                connection = await pair.caller.connect(locator)
+            else:
+                connection = await pair.caller.connect_with(locator, first)
         except UnreachableError as error:
             _require(str(error), "an error says what is wrong")
             return
     await connection.aclose()
     _fail(promise)
+
+
+@_check
+async def check_first_bytes(pair: TransportPair) -> None:
+    """What a dial begins with arrives once and before all else, and can be answered."""
+    async with pair.connected(begun=True) as (dialled, accepted):
+        await dialled.send(pattern(0, 100))
+        await accepted.send(pattern(7, 100))
+        with pair.within("what follows the first bytes arrives"):
+            _require(
+                await read_exactly(accepted, 100) == pattern(0, 100),
+                "what a dial begins with arrives once, before what is sent then",
+            )
+            _require(await read_exactly(dialled, 100) == pattern(7, 100), "it can be answered")
+    await _dial_in_vain(pair, pair.nobody, "nobody is reached by first bytes either", first=b"hello")
 
 
 @_check
@@ -449,6 +469,7 @@ CHECKS: tuple[Check, ...] = (
     check_locators,
     check_properties,
     check_nobody,
+    check_first_bytes,
     check_close,
     check_half_close,
     check_large_writes,

@@ -69,8 +69,12 @@ class TransportPair:
             await listener.aclose()
 
     @asynccontextmanager
-    async def connected(self, isolation: bytes = b"") -> AsyncIterator[tuple[Connection, Connection]]:
+    async def connected(
+        self, isolation: bytes = b"", *, begun: bool = False
+    ) -> AsyncIterator[tuple[Connection, Connection]]:
         """Dial, and give both ends of that very connection: the caller's and the receiver's.
+
+        The first bytes, which are read here, tell it from others; `begun` with the dial or sent after it.
 
         Connections that an earlier, cancelled dial left in the listener's queue are waited out: each of
         them has to end by itself.
@@ -81,8 +85,12 @@ class TransportPair:
         ends: list[Connection] = []
 
         async def dial() -> None:
-            ends.append(await self.caller.connect(listener.locators[0], isolation=isolation))
-            await ends[0].send(token)
+            locator = listener.locators[0]
+            if begun:
+                ends.append(await self.caller.connect_with(locator, token, isolation=isolation))
+            else:
+                ends.append(await self.caller.connect(locator, isolation=isolation))
+                await ends[0].send(token)
 
         with self.within("a dialled connection is accepted, and carries the first bytes"):
             async with anyio.create_task_group() as tasks:

@@ -16,6 +16,7 @@ from overlay.channel.driver import (
     Channel,
     ChannelLimits,
     Exchange,
+    call,
     initiate,
     respond,
 )
@@ -265,6 +266,67 @@ async def test_an_end_within_the_handshake_is_unreachable() -> None:
     await ends.two.aclose()
     with pytest.raises(UnreachableError):
         await initiate(connection(ends.one), secret=ALICE, responder=BOB.public, entropy=os.urandom)
+    assert ends.one.closed
+
+
+async def test_a_call_begins_with_the_dial_and_needs_one_answer() -> None:
+    ends = pipes()
+    begun: list[bytes] = []
+    place = connection(ends.one)
+    channels: list[Channel] = []
+
+    async def connect(first: bytes) -> Connection:
+        begun.append(first)
+        await ends.one.send(first)
+        channels.append(await respond(connection(ends.two), secret=BOB, hello=b"bob", entropy=os.urandom))
+        return place  # the answer is here before the caller has said anything more
+
+    channel = await call(
+        connect, place.locator, place.properties, secret=None, responder=BOB.public, entropy=os.urandom
+    )
+    assert (channel.hello, len(begun)) == (b"bob", 1)
+    assert channels[0].peer is None
+    for each in (channel, *channels):
+        await each.aclose()
+
+
+async def test_a_call_whose_dial_fails_says_so() -> None:
+    async def connect(_: bytes) -> Connection:
+        raise UnreachableError("nobody is there")
+
+    ends = pipes()
+    place = connection(ends.one)
+    with pytest.raises(UnreachableError, match="nobody is there"):
+        await call(
+            connect, place.locator, place.properties, secret=None, responder=BOB.public, entropy=os.urandom
+        )
+    for pipe in ends:
+        await pipe.aclose()
+
+
+async def test_a_call_to_somebody_else_closes_the_connection() -> None:
+    ends = pipes()
+    place = connection(ends.one)
+
+    async def connect(first: bytes) -> Connection:
+        await ends.one.send(first)
+        return place
+
+    async def answer() -> None:
+        with pytest.raises(OverlayError):
+            await respond(connection(ends.two), secret=BOB, entropy=os.urandom)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(answer)
+        with pytest.raises(OverlayError):
+            await call(
+                connect,
+                place.locator,
+                place.properties,
+                secret=None,
+                responder=ALICE.public,
+                entropy=os.urandom,
+            )
     assert ends.one.closed
 
 

@@ -90,7 +90,7 @@ def test_any_chunking_gives_the_same_messages(messages: list[bytes], draw: st.Da
     for start, end in zip([0, *cuts], [*cuts, len(wire)], strict=True):
         found += list(receiver.receive(wire[start:end]))
     assert read_messages(found) == messages
-    assert not receiver.inside_record
+    assert not receiver._kept
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, CELL_BYTES - 1, CELL_BYTES, CELL_BYTES + 1])
@@ -100,7 +100,7 @@ def test_the_rest_of_a_record_may_come_with_others(cut: int) -> None:
     receiver = reader()
     found = [*receiver.receive(wire[:cut]), *receiver.receive(wire[cut:])]
     assert read_messages(found) == [bytes((number,)) for number in range(4)]
-    assert not receiver.inside_record
+    assert not receiver._kept
 
 
 def test_byte_by_byte_is_the_same_as_whole() -> None:
@@ -118,7 +118,7 @@ def test_any_bytes_are_kept_waiting_or_a_violation(noise: bytes) -> None:
         assert list(receiver.receive(noise)) == []
     except ProtocolViolationError:
         return
-    assert receiver.inside_record
+    assert receiver._kept
 
 
 @given(st.integers(0, 2 * CELL_BYTES - 1), st.integers(1, 255))
@@ -148,4 +148,4 @@ def test_a_length_of_no_class_is_refused_at_once(length: int) -> None:
 def test_a_cut_record_shows() -> None:
     receiver = reader()
     assert list(receiver.receive(sealer().seal([data(b"x")])[:-1])) == []
-    assert receiver.inside_record
+    assert receiver._kept

@@ -226,12 +226,14 @@ async def test_where_one_transport_does_not_work_the_next_address_is_tried(
         await alice.locators.learn(record.encoded)
         connect = alice.channels._dialler._layer.connect
 
-        async def without_proxy(locator: NodeLocator, *, isolation: bytes = b"") -> Connection:
+        async def without_proxy(
+            locator: NodeLocator, *, isolation: bytes = b"", first: bytes = b""
+        ) -> Connection:
             if locator == broken:
                 raise TransportUnavailableError("the proxy does not run")
             if away:
                 raise UnreachableError("nobody is there")
-            return await connect(locator, isolation=isolation)
+            return await connect(locator, isolation=isolation, first=first)
 
         monkeypatch.setattr(alice.channels._dialler._layer, "connect", without_proxy)
         if away:

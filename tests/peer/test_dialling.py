@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import anyio
 import pytest
 
-from overlay.channel.driver import Channel, initiate
+from overlay.channel.driver import Channel, call
 from overlay.connection import Connection, Properties, Transport, TransportStatus
 from overlay.errors import RefusedError, TransportUnavailableError, UnreachableError
 from overlay.identity import NodeIdentifier
@@ -197,12 +197,12 @@ async def test_a_slow_network_wins_if_the_other_fails() -> None:
 async def test_of_two_channels_at_the_same_moment_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes, "LEAST_HEAD_START", 0.0)
     monkeypatch.setattr(routes, "MOST_HEAD_START", 0.0)
-    shake_hands: Callable[..., Awaitable[Channel]] = initiate
+    shake_hands: Callable[..., Awaitable[Channel]] = call
     channels: list[Channel] = []
     ready = anyio.Event()
 
-    async def together(connection: Connection, **details: object) -> Channel:
-        channel = await shake_hands(connection, **details)
+    async def together(*to: object, **details: object) -> Channel:
+        channel = await shake_hands(*to, **details)
         channels.append(channel)
         if len(channels) == 2:
             ready.set()
@@ -210,7 +210,7 @@ async def test_of_two_channels_at_the_same_moment_one_stays(monkeypatch: pytest.
             await ready.wait()
         return channel
 
-    monkeypatch.setattr(dialling, "initiate", together)
+    monkeypatch.setattr(dialling, "call", together)
     async with two() as both:
         await both.push()
         await anyio.sleep(1)

@@ -270,6 +270,28 @@ class LeaksDescriptors(BrokenTransport):
         return connection
 
 
+class ForgetsFirst(BrokenTransport):
+    async def connect_with(
+        self,
+        locator: NodeLocator,
+        first: bytes,  # noqa: ARG002 - that is what is wrong with it
+        *,
+        isolation: bytes = b"",
+    ) -> Connection:
+        return await self.connect(locator, isolation=isolation)
+
+
+class BeginsTwice(BrokenTransport):
+    async def connect_with(self, locator: NodeLocator, first: bytes, *, isolation: bytes = b"") -> Connection:
+        return await super().connect_with(locator, 2 * first, isolation=isolation)
+
+
+class BeginsWithAnybody(BrokenTransport):
+    async def connect_with(self, locator: NodeLocator, first: bytes, *, isolation: bytes = b"") -> Connection:
+        served = memory_locator(2) if locator == memory_locator(99) else locator
+        return await super().connect_with(served, first, isolation=isolation)
+
+
 class IpLocators(BrokenListener):
     @property
     def locators(self) -> tuple[NodeLocator, ...]:
@@ -389,6 +411,9 @@ MUTANTS = (
     Mutant(conformance.check_nobody, RaisesForeignErrors, "nobody there"),
     Mutant(conformance.check_nobody, DialsForever, "gives up within"),
     Mutant(conformance.check_nobody, BreaksOnFailure, "still works"),
+    Mutant(conformance.check_first_bytes, ForgetsFirst, "carries the first bytes"),
+    Mutant(conformance.check_first_bytes, BeginsTwice, "arrives once"),
+    Mutant(conformance.check_first_bytes, BeginsWithAnybody, "nobody is reached"),
     Mutant(conformance.check_close, NeverCloses, "a close is seen"),
     Mutant(conformance.check_close, ForgetsOnClose, "sent before a close arrives"),
     Mutant(conformance.check_close, SpeaksAfterEnd, "nothing arrives after"),

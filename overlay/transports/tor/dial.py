@@ -13,6 +13,7 @@ import re
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedWriter
 
 import anyio
 import anyio.lowlevel
@@ -66,7 +67,12 @@ class Credentials:
 
 
 async def dial(
-    proxy: tuple[str, int], target: tuple[str, int], *, credentials: Credentials, limiter: CapacityLimiter
+    proxy: tuple[str, int],
+    target: tuple[str, int],
+    *,
+    credentials: Credentials,
+    limiter: CapacityLimiter,
+    first: bytes = b"",
 ) -> SocketStream:
     """Connect to an onion service.
 
@@ -75,6 +81,7 @@ async def dial(
         target: onion name and port; the name is given to tor as it is and looked up nowhere.
         credentials: which circuits may be shared.
         limiter: bounds the threads; a dial waits for its turn.
+        first: what the stream begins with.
 
     Returns:
         the connected stream. There is no time limit: the caller's cancel scope is the limit.
@@ -86,7 +93,7 @@ async def dial(
         Cancelled, it leaves neither a socket nor a thread behind.
     """
     family = socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET
-    tunnel = socks.socksocket(family)
+    tunnel = _Tunnel(family, first)
     try:
         tunnel.set_proxy(
             socks.SOCKS5, *proxy, rdns=True, username=credentials.username, password=credentials.password
@@ -100,6 +107,30 @@ async def dial(
         raise explain_failure(error) from error
     finally:
         tunnel.close()
+
+
+class _Tunnel(socks.socksocket):  # type: ignore[misc]  # PySocks has no types
+    """Says the first bytes of the stream in one breath with the request to connect.
+
+    Tor takes such *optimistic data* along with its own request to the service, where it would else begin to
+    send one round trip through seven relays later. PySocks has no way to say something before the reply.
+
+    Source: https://spec.torproject.org/proposals/174-optimistic-data-server.html
+    """
+
+    def __init__(self, family: int, first: bytes) -> None:
+        super().__init__(family)
+        self._first = first
+
+    def _write_SOCKS5_address(self, address: tuple[str, int], file: BufferedWriter) -> tuple[str, int]:  # noqa: N802 - PySocks's name
+        written: tuple[str, int] = super()._write_SOCKS5_address(address, file)
+        file.write(self._first)  # the address ends the request, which is sent when `file` is flushed
+        self._first = b""
+        return written
+
+    def connect(self, target: tuple[str, int]) -> None:
+        super().connect(target)
+        socket.socket.sendall(self, self._first)  # should a PySocks not have asked for the address above
 
 
 async def _connect(tunnel: socks.socksocket, target: tuple[str, int], limiter: CapacityLimiter) -> None:

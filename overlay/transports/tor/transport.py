@@ -152,7 +152,11 @@ class TorTransport(Transport):
         return None
 
     async def connect(self, locator: NodeLocator, *, isolation: bytes = b"") -> Connection:
-        """Dial an onion service; waits while tor is being started again. See `Transport.connect`.
+        """Dial an onion service; see `connect_with`."""
+        return await self.connect_with(locator, b"", isolation=isolation)
+
+    async def connect_with(self, locator: NodeLocator, first: bytes, *, isolation: bytes = b"") -> Connection:
+        """Dial an onion service; waits while tor is being started again. See `Transport.connect_with`.
 
         Raises:
             UnreachableError: the service does not answer or is not published, or `dial_timeout` passed.
@@ -169,6 +173,7 @@ class TorTransport(Transport):
                     (locator.host, locator.port),
                     credentials=Credentials.derive(self._isolation_secret, isolation),
                     limiter=self._dials,
+                    first=first,
                 )
         except TimeoutError as error:
             if self._session is None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overlay.errors import OverlayError, RefusedError, TransportUnavailableError, UnreachableError
-from overlay.transports.tor.dial import Credentials, dial
+from overlay.transports.tor.dial import Credentials, _Tunnel, dial
 
 
 class Server(Protocol):
@@ -45,9 +45,9 @@ def negotiate(client: socket.socket) -> tuple[bytes, bytes, bytes]:
     return username, password, head + read(client, head[4] + 2)
 
 
-async def attempt(address: tuple[str, int]) -> anyio.abc.SocketStream:
+async def attempt(address: tuple[str, int], first: bytes = b"") -> anyio.abc.SocketStream:
     with anyio.fail_after(10):
-        return await dial(address, TARGET, credentials=CREDENTIALS, limiter=CapacityLimiter(4))
+        return await dial(address, TARGET, credentials=CREDENTIALS, limiter=CapacityLimiter(4), first=first)
 
 
 async def test_asks_for_the_name_unresolved_with_credentials_and_carries_bytes(serve: Serve) -> None:
@@ -71,6 +71,33 @@ async def test_asks_for_the_name_unresolved_with_credentials_and_carries_bytes(s
             b"\x05\x01\x00\x03" + bytes([len(name)]) + name + TARGET[1].to_bytes(2, "big"),
         )
     ]
+
+
+async def test_first_bytes_go_out_before_the_reply(serve: Serve) -> None:
+    def script(client: socket.socket) -> None:
+        negotiate(client)
+        assert read(client, 5) == b"first"  # the reply comes after it
+        client.sendall(GRANTED)
+        assert read(client, 6) == b"second"
+        client.sendall(b"all")
+
+    async with await attempt(serve(script).address, b"first") as stream:
+        await stream.send(b"second")
+        assert await stream.receive() == b"all"
+
+
+async def test_first_bytes_go_out_once_where_pysocks_asks_for_the_address_elsewhere(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script(client: socket.socket) -> None:
+        negotiate(client)
+        client.sendall(GRANTED)
+        assert read(client, 5) == b"first"
+        client.sendall(b"all")
+
+    monkeypatch.delattr(_Tunnel, "_write_SOCKS5_address")
+    async with await attempt(serve(script).address, b"first") as stream:
+        assert await stream.receive() == b"all"
 
 
 @pytest.mark.parametrize(
