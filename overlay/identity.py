@@ -23,7 +23,6 @@ from overlay.wire.tokens import base32, unbase32
 IDENTIFIER_BYTES = 32
 PUBLIC_BYTES = 64
 SECRET_BYTES = 64
-SIGNATURE_BYTES = 64
 _TEXT_CHECKSUM_BYTES = 3  # makes 35 bytes, which is exactly 56 base32 characters
 
 Entropy = Callable[[int], bytes]

@@ -11,7 +11,7 @@ from pathlib import Path
 from overlay.chat.texts import MAX_TEXT_BYTES
 from overlay.control.protocol import JSON
 from overlay.errors import MalformedError, NotFoundError, RefusedError
-from overlay_cli.context import ANSWER_TIMEOUT, Context, as_object
+from overlay_cli.context import ANSWER_TIMEOUT, Context, absolute, as_object
 from overlay_cli.exit_codes import DONE
 from overlay_cli.output import Output, printable
 from overlay_cli.progress import size
@@ -75,10 +75,11 @@ def post(options: argparse.Namespace, output: Output) -> int:
     """Post a file.
 
     Raises:
+        MalformedError: the path is empty.
         NotFoundError: there is no such file.
         RefusedError: it is not a file but something else.
     """
-    path = Path(options.path).absolute()
+    path = Path(absolute(options.path))
     if not path.exists():
         raise NotFoundError(f"{path} does not exist")
     if not path.is_file():
@@ -94,8 +95,12 @@ def files(options: argparse.Namespace, output: Output) -> int:
 
 
 def get(options: argparse.Namespace, output: Output) -> int:
-    """Fetch a posted file."""
-    path = str(Path(options.path or ".").absolute())
+    """Fetch a posted file.
+
+    Raises:
+        MalformedError: the path is empty.
+    """
+    path = absolute("." if options.path is None else options.path)
     found = Context(options, output).ask("chat.get", session=options.session, file=options.file, path=path)
     output.data(found, _shown(found, "path"))
     return DONE

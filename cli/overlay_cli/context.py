@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from pathlib import Path
 
 from overlay.control.client import Client
 from overlay.control.home import Home
 from overlay.control.protocol import JSON
-from overlay.errors import NotRunningError
+from overlay.errors import MalformedError, NotRunningError
 from overlay_cli.output import Output
 from overlay_cli.progress import Progress, ProgressLines
 
@@ -67,6 +68,18 @@ class Context:
             return ProgressLines(self.output.stdout, time.perf_counter)
         shown = not (self.output.quiet or self.output.as_json)
         return Progress(self.output.stderr, verb.rpartition(".")[2], time.perf_counter, shown=shown)
+
+
+def absolute(path: str) -> str:
+    """Make a path absolute. A slash at its end stays: whoever writes it means a folder.
+
+    Raises:
+        MalformedError: it is empty, as that of a variable that is not set; it does not mean this folder.
+    """
+    if not path:
+        raise MalformedError("a path is empty: name a file or a folder, '.' for the one that you are in")
+    found = str(Path(path).absolute())
+    return found if found == "/" or not path.endswith(("/", "/.")) else f"{found}/"
 
 
 def as_object(value: JSON) -> dict[str, JSON]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from overlay.control.client import Client
 from overlay.control.protocol import JSON
 from overlay.errors import MalformedError, NotFoundError, RefusedError
-from overlay_cli.context import ANSWER_TIMEOUT, Context, as_object
+from overlay_cli.context import ANSWER_TIMEOUT, Context, absolute, as_object
 from overlay_cli.exit_codes import DONE
 from overlay_cli.output import Output, printable
-from overlay_cli.progress import StatusBlock, duration, size, used
+from overlay_cli.progress import StatusBlock, duration, size, stands_still, used
 from overlay_cli.spool import binary_stdout, scratch_folder, spooled_stdin, write_all
 
 FOLLOW_INTERVAL = 1.0
@@ -28,10 +28,11 @@ def share(options: argparse.Namespace, output: Output) -> int:
     """Offer a file or a folder from where it lies.
 
     Raises:
+        MalformedError: the path is empty.
         NotFoundError: there is no such thing.
     """
     show_link = _qr(output) if options.qr else None
-    path = Path(options.path).absolute()
+    path = Path(absolute(options.path))
     if not path.exists():
         raise NotFoundError(f"{path} does not exist")
     found = Context(options, output).ask("file.share", path=str(path), name=options.name)
@@ -47,12 +48,13 @@ def put(options: argparse.Namespace, output: Output) -> int:
     """Store a file at other nodes.
 
     Raises:
+        MalformedError: the path is empty.
         NotFoundError: there is no such file.
         RefusedError: it is not a file but something else.
     """
     show_link = _qr(output) if options.qr else None
     context = Context(options, output)
-    path = Path(options.path).absolute()
+    path = Path(absolute(options.path))
     if options.path == "-":
         with context.node():  # before anybody writes gigabytes in vain
             pass
@@ -96,11 +98,12 @@ def get(options: argparse.Namespace, output: Output) -> int:
     """Fetch a file or a folder.
 
     Raises:
+        MalformedError: the path is empty.
         KeyboardInterrupt: it was interrupted; what came is kept.
     """
     if options.path == "-":
         return _get_to_stdout(options, output)
-    path = str(Path(options.path or ".").absolute())
+    path = absolute("." if options.path is None else options.path)
     context = Context(options, output)
     try:
         found = context.ask(
@@ -109,7 +112,7 @@ def get(options: argparse.Namespace, output: Output) -> int:
             link=read_link(options),
             path=path,
             overwrite=options.force,
-            rate=options.rate,
+            rate=options.rate or None,
             only=options.only,
         )
     except KeyboardInterrupt:
@@ -138,7 +141,8 @@ def _get_to_stdout(options: argparse.Namespace, output: Output) -> int:
             scratch_folder(context.home.path) as folder,
             context.progress("file.get") as progress,
         ):
-            args: dict[str, JSON] = {"link": read_link(options), "folder": str(folder), "rate": options.rate}
+            rate = options.rate or None
+            args: dict[str, JSON] = {"link": read_link(options), "folder": str(folder), "rate": rate}
             for item in node.stream("file.read", args, progress=progress):
                 write_all(stdout, b64decode(str(as_object(item).get("content", ""))))
     except KeyboardInterrupt:
@@ -175,13 +179,17 @@ def status(options: argparse.Namespace, output: Output) -> int:
 
 
 def limit(options: argparse.Namespace, output: Output) -> int:
-    """Change what the node, or one fetch, may use; without options tell what the node may and does use."""
+    """Change what the node, or one fetch, may use; without options tell what the node may and does use.
+
+    Raises:
+        MalformedError: the path is empty.
+    """
     given = {"up": options.up, "down": options.down}
     args: dict[str, JSON] = {name: value or None for name, value in given.items() if value is not None}
     if options.disk is not None:
         args["disk"] = options.disk
-    if options.path:
-        args["path"] = str(Path(options.path).absolute())
+    if options.path is not None:
+        args["path"] = str(Path(absolute(options.path)))
     with Context(options, output).node(timeout=ANSWER_TIMEOUT) as node:
         found = as_object(node.call("file.limit", args))
     rates = [_limit(found, name) for name in ("up", "down") if name in found]
@@ -264,13 +272,13 @@ def _offer_line(found: Mapping[str, JSON]) -> str:
 
 
 def _running_lines(found: Mapping[str, JSON]) -> Sequence[str]:
-    left = found.get("left")
+    left, whole = found.get("left"), found.get("size")
     rest = f", {duration(left)} left" if isinstance(left, int) else ""
     figures = ", ".join(
         [
-            f"{_amount(found, 'present')} of {_amount(found, 'size')}",
-            f"{_amount(found, 'rate')}/s{rest}",
-            *used(found),
+            _amount(found, "present") + ("" if whole is None else f" of {_amount(found, 'size')}"),
+            *([] if stands_still(found) else [f"{_amount(found, 'rate')}/s{rest}"]),
+            *(used(found) if found.get("present") != whole else ()),
             *([f"{_shown(found, 'chunks')} chunks asked for"] if found.get("chunks") else []),
             *([f"limited to {_amount(found, 'limit')}/s"] if found.get("limit") else []),
         ]

@@ -195,7 +195,7 @@ def _add_get_command(commands: _Commands, common: Parser) -> None:
         help="a file, or a folder (else: here, under its own name); - for stdout",
     )
     get.add_argument("--force", action="store_true", help="replace files that are there")
-    get.add_argument("--rate", type=_limited_rate, metavar="BYTES", help="how many may come a second")
+    get.add_argument("--rate", type=_limit, metavar="BYTES", help="how many may come a second, or 'none'")
     get.add_argument(
         "--only",
         action="append",

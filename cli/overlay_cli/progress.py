@@ -43,11 +43,11 @@ class Progress:
         self._drawn = -REDRAW_INTERVAL
 
     def __call__(self, done: int, total: int, more: Mapping[str, JSON] = _NOTHING) -> None:
-        """Tell that `done` bytes of `total` are done, and `more` of docs/spec/control.md."""
+        """Tell that `done` bytes of `total` are done, and `more` of docs/spec/control.md; see `draw`."""
         now = self._clock()
         if self._started is None:
             self._started = (now, done)
-        if self._shown and (now - self._drawn >= REDRAW_INTERVAL or done >= total):
+        if self._shown and (now - self._drawn >= REDRAW_INTERVAL or 0 < total <= done):
             self._drawn = now
             began, first = self._started
             width = terminal_size(self._stream)[0] - 1
@@ -85,9 +85,12 @@ class ProgressLines:
         self._written = float("-inf")
 
     def __call__(self, done: int, total: int, more: Mapping[str, JSON] = _NOTHING) -> None:
-        """Tell that `done` bytes of `total` are done, and `more` of docs/spec/control.md."""
+        """Tell that `done` bytes of `total` are done, and `more` of docs/spec/control.md.
+
+        While the total is not known there is no line: programs divide by it.
+        """
         now = self._clock()
-        if now - self._written >= LINE_INTERVAL:
+        if total > 0 and now - self._written >= LINE_INTERVAL:
             self._written = now
             self._stream.write(json.dumps({"progress": {"done": done, "total": total, **more}}) + "\n")
             self._stream.flush()
@@ -117,21 +120,28 @@ def draw(
 ) -> str:
     """Draw one line; where it is too long, first the bar gives way, then what is said last.
 
+    Without a total there is no bar.
+
     Args:
         label: what is going on.
         done: bytes done.
-        total: bytes in all.
+        total: bytes in all; 0 while that is not known.
         seconds: how long it has been observed.
         moved: bytes done meanwhile.
         more: what the node says of it; its `rate` and `left` come before those that were observed.
         width: columns at most.
     """
-    share = min(done / total, 1.0) if total > 0 else 1.0
     rate, left = _pace(done, total, seconds, moved, more)
-    parts = [f"{size(done)} of {size(total)}", f"{size(rate)}/s"]
-    if done < total and left < _LONGEST_LEFT:
+    parts = [f"{size(done)} of {size(total)}" if total > 0 else size(done)]
+    if not stands_still(more):
+        parts.append(f"{size(rate)}/s")
+    if done < total and left < _LONGEST_LEFT and not stands_still(more):
         parts.append(f"{duration(left)} left")
-    parts += used(more)
+    if not 0 < total <= done or not stands_still(more):
+        parts += used(more)
+    if total <= 0:
+        return f"{label} {', '.join(parts)}"[:width]
+    share = min(done / total, 1.0)
     while len(parts) > 1 and _length(label, parts) + MIN_BAR_WIDTH > width:
         parts.pop()
     room = max(MIN_BAR_WIDTH, min(BAR_WIDTH, width - _length(label, parts)))
@@ -140,13 +150,20 @@ def draw(
     return f"{label} [{bar}] {share:4.0%} {', '.join(parts)}"[:width]
 
 
+def stands_still(more: Mapping[str, JSON]) -> bool:
+    """Whether nothing comes because no provider is connected: a rate would be that of earlier seconds."""
+    return more.get("circuits") == 0
+
+
 def used(more: Mapping[str, JSON]) -> list[str]:
-    """Say what a fetch uses: `3 circuits to 2 nodes`; nothing where there is nothing to say."""
+    """Say what a fetch uses: `3 circuits to 2 nodes`, or why none; nothing where there is nothing to say."""
     circuits, providers = more.get("circuits"), more.get("providers")
     if not isinstance(circuits, int) or not isinstance(providers, int):
         return []
+    if more.get("stage") == "looking":
+        return ["looking at what is there"]
     if not circuits:
-        return ["no circuit now"]
+        return ["no provider is connected, still trying"]
     return [f"{_count(circuits, 'circuit')} to {_count(providers, 'node')}"]
 
 

@@ -11,9 +11,10 @@ from msgspec import UNSET, Meta, UnsetType
 from overlay.control.protocol import JSON
 from overlay.control.runtime import Runtime
 from overlay.control.server import AbsolutePath, Answers, Arguments, Handler, Handlers, NoArguments
-from overlay.errors import MalformedError
+from overlay.errors import MalformedError, NotFoundError
+from overlay.files.actions import Snapshot
 from overlay.files.links import FileLink
-from overlay.files.manifest import MAX_PATH_BYTES
+from overlay.files.manifest_paths import MAX_PATH_BYTES
 from overlay.files.order import Order
 from overlay.files.paths import is_folder
 from overlay.files.pins import Pin
@@ -54,7 +55,9 @@ class LinkArguments(Arguments, frozen=True):
 
 
 class FetchArguments(LinkArguments, frozen=True):
-    """`path`: where to write it, or a folder; `overwrite`: whether a file that is there may be replaced.
+    """`path`: where to write it, or a folder, which one that ends in `/` must be.
+
+    `overwrite`: whether a file that is there may be replaced.
 
     `rate`: bytes a second at most; `only`: patterns of what is wanted of a folder, none for all.
     """
@@ -142,6 +145,7 @@ class FileVerbs:
 
         Raises:
             MalformedError: not a link, or patterns for a file.
+            NotFoundError: a file is to be put into a folder that is not there.
             OverlayError: any other of fetching.
         """
         files, link, progress = self._runtime.services.files, FileLink.parse(args.link), telling(answers)
@@ -151,6 +155,7 @@ class FileVerbs:
             return {"path": str(order.path), "size": fetch.size, "files": fetch.files}
         if args.only:
             raise MalformedError("this link is one of a file: only of a folder a part can be fetched")
+        await check_destination(args.path)
         path, size = await files.get(
             link, Path(args.path), progress, overwrite=args.overwrite, rate=args.rate
         )
@@ -215,6 +220,16 @@ class FileVerbs:
         }
 
 
+async def check_destination(path: str) -> None:
+    """Look for the folder that a path means which ends in a slash: no file is ever called so.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    if path.endswith("/") and not await is_folder(Path(path)):
+        raise NotFoundError(f"there is no folder {Path(path)}: make it, or name a file without / at its end")
+
+
 def telling(answers: Answers) -> Watch:
     """Make what tells a program how a fetch stands that it has asked for."""
 
@@ -268,4 +283,11 @@ def _figures(running: Running) -> dict[str, JSON]:
         "circuits": 0 if snapshot is None else snapshot.circuits,
         "providers": 0 if snapshot is None else snapshot.providers,
         "chunks": 0 if snapshot is None else snapshot.outstanding,
+        "stage": _stage(snapshot),
     }
+
+
+def _stage(snapshot: Snapshot | None) -> str:
+    if snapshot is None:
+        return "looking"
+    return "fetching" if snapshot.circuits else "connecting"

@@ -11,7 +11,7 @@ from overlay.chat.service import DEFAULT_LAST
 from overlay.chat.texts import MAX_TITLE_BYTES
 from overlay.chat.views import Entry, Person, PostedFile, SessionInfo
 from overlay.control.choose import Choice, choose
-from overlay.control.file_verbs import bind_files, telling
+from overlay.control.file_verbs import bind_files, check_destination, telling
 from overlay.control.protocol import JSON
 from overlay.control.runtime import Runtime
 from overlay.control.server import AbsolutePath, Answers, Arguments, Handler, Handlers, NoArguments
@@ -75,7 +75,10 @@ class PostArguments(SessionArguments, frozen=True):
 
 
 class GetArguments(SessionArguments, frozen=True):
-    """`file`: which; `path`: a new file, or a folder that gets it under its own name, made safe."""
+    """`file`: which; `path`: a new file, or a folder that gets it under its own name, made safe.
+
+    A path that ends in `/` must be a folder.
+    """
 
     file: Choosing
     path: AbsolutePath
@@ -238,8 +241,14 @@ class ChatVerbs:
         return None
 
     async def get(self, args: GetArguments, answers: Answers) -> JSON:
-        """Fetch a posted file; nothing that exists is overwritten."""
+        """Fetch a posted file; nothing that exists is overwritten.
+
+        Raises:
+            NotFoundError: no such file was posted, or it is to be put into a folder that is not there.
+            OverlayError: any other of fetching.
+        """
         chat = self._runtime.services.chat
+        await check_destination(args.path)
         session = await self._session(args.session)
         posted = await chat.files(session)
         file = choose("file", "event", args.file, [Choice(each.file, each.name) for each in posted])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from overlay.identity import NodeIdentifier
@@ -39,19 +40,19 @@ class Snapshot:
     """What a display of progress shows.
 
     Attributes:
-        received: bytes of chunks that came, each counted once.
+        received: bytes of chunks that came, each counted once: what was there already is not among them.
         rate: bytes per second, smoothed over some seconds.
         seconds_left: at this rate; None while the size or the rate is not known.
         circuits: that are open.
-        opening: circuits that are not open yet.
         providers: to whom a circuit is open.
         outstanding: chunks that are asked for.
+        absent: where it has failed, chunks that all who can still be asked say are not there.
     """
 
     received: int
     rate: float
     seconds_left: float | None
     circuits: int
-    opening: int
     providers: int
     outstanding: int
+    absent: Collection[bytes] = ()

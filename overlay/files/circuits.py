@@ -32,11 +32,12 @@ small: many small ones fill the circuit where a few large ones would wait for th
 MAX_REQUESTS = 24
 """Requests under way on one circuit, below the 32 exchanges that a channel takes from each side."""
 
-BATCH_SECONDS = 0.05
-"""A request holds at least what arrives in this time: on a fast circuit its own cost counts."""
+BATCH_SECONDS = 0.15
+"""A request holds at least what arrives in this time: on a fast circuit its own cost counts, a millisecond of
+the processor at both ends together."""
 
-QUEUE_SECONDS = 0.2
-"""What arrives in this time is asked for at once at least: four such requests, also without distance."""
+QUEUE_SECONDS = 0.45
+"""What arrives in this time is asked for at once at least: three such requests, also without distance."""
 
 FIRST_DEPTH = 512 * 1024
 """Bytes asked for at once on a circuit that is not measured yet: the bandwidth-delay product of a good onion

@@ -218,7 +218,8 @@ class _Driver:
             self.error = error
             raise
         self._take_ahead()
-        self._transfer.progressed(request, reference, anyio.current_time())
+        if self._transfer.progressed(request, reference, anyio.current_time()):
+            self.bell.ring()
 
     async def _flush(self) -> None:
         """Write what came.

@@ -16,8 +16,10 @@ from anyio import to_thread
 from overlay.errors import RefusedError
 from overlay.files.manifest import Entry, write_manifest
 from overlay.files.share_records import Share
-from overlay.files.shares import FolderShare, Progress, Shares
+from overlay.files.share_writer import FolderShare, Progress
+from overlay.files.shares import Shares
 from overlay.files.walk import Item, Survey, Walk, refuse_home, survey
+from overlay.peer.chunks import Lookup
 from overlay.units.capability import PAIR_BYTES, ReadCapability, apply_cipher
 from overlay.units.decode import read_pairs, unpad
 
@@ -28,13 +30,11 @@ class SharedFolder:
 
     Attributes:
         share: what is offered.
-        manifest_bytes: bytes of its manifest.
         files: in it.
         skipped: symbolic links, and what is neither file nor folder: they are not offered.
     """
 
     share: Share
-    manifest_bytes: int
     files: int
     skipped: int
 
@@ -66,18 +66,25 @@ async def share_folder(
         if await to_thread.run_sync(survey, root) != before:
             raise RefusedError(_changed(root))
         share = await folder.finish(manifest)
-    return SharedFolder(share, len(manifest), before.files, before.skipped)
+    return SharedFolder(share, before.files, before.skipped)
 
 
-async def manifest_bytes(shares: Shares, capability: ReadCapability) -> int | None:
-    """Tell how long the manifest of a shared folder is; None if it is not there any more.
+async def manifest_bytes(source: Lookup, capability: ReadCapability) -> int | None:
+    """Tell how long the manifest of a shared folder is, from its last leaf and those above it.
+
+    Args:
+        source: has its chunks.
+        capability: reads it.
+
+    Returns:
+        bytes; None if it is not there any more.
 
     Raises:
         StorageError: the database does not work.
     """
     number, reference, key = 0, capability.reference, capability.key
     for level in range(capability.level, -1, -1):
-        (chunk,) = await shares.get([reference])
+        (chunk,) = await source.get([reference])
         if chunk is None:
             return None
         plain = apply_cipher(key, level, chunk)

@@ -13,65 +13,30 @@ next fetch verifies it anew, by the capability.
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
-import anyio
 from anyio import to_thread
 
-from overlay.errors import MalformedError, NotFoundError, OverlayError, RefusedError, UnreachableError
+from overlay.errors import MalformedError, NotFoundError, RefusedError
 from overlay.files.actions import Snapshot
 from overlay.files.bundle import Bundle
-from overlay.files.gathering import Report, gather_from_others
-from overlay.files.here import is_folder_here, take_from_here
+from overlay.files.gathering import Supply
+from overlay.files.here import is_folder_here
+from overlay.files.inventory import Inventory
 from overlay.files.keeper import CircuitKeeper, open_keeper
 from overlay.files.landing import Landing
-from overlay.files.manifest import Entry, check_manifest_bytes
-from overlay.files.missing import Meeting, Missing, try_alone
+from overlay.files.manifest import check_manifest_bytes
+from overlay.files.missing import Missing
 from overlay.files.order import Found, Order
 from overlay.files.pace import Pace
-from overlay.files.partial import Details
+from overlay.files.passes import Comparing, Fetching, Pass
 from overlay.files.providers import Candidates
-from overlay.files.reading import Reading
 from overlay.files.selection import select
-from overlay.files.sink import ManifestSink, Sink
-from overlay.files.standing import Standing
+from overlay.files.sink import ManifestSink
 from overlay.files.target import Target, open_target
-from overlay.files.walk import is_unfinished
 from overlay.peer.node import Node
-from overlay.units.capability import ReadCapability
-
-MAX_OPEN_FILES = 32
-"""Files fetched at once, of three descriptors each. Over Tor a small one takes two round trips, a second."""
-
-MAX_OPEN_BYTES = 64 << 20
-"""Bytes that the files fetched at once lack, from which no further one is begun: twice what all circuits have
-under way. It bounds what the trees of many large files take in memory."""
-
-_DONE, _STANDING, _LACKING = range(3)  # of an entry: nothing is to do, to be compared, to be fetched
-
-
-class _Job(NamedTuple):
-    """A file that is being compared or fetched.
-
-    Attributes:
-        number: among those that are wanted.
-        entry: what it is.
-        path: where it is, or will be.
-        handle: descriptor of it, or of the folder that it will be in; closed in any case.
-        bundle: has it brought.
-    """
-
-    number: int
-    entry: Entry
-    path: Path
-    handle: int
-    bundle: Bundle
-
 
 Watch = Callable[["FolderFetch"], None]
 """Told how it stands."""
@@ -113,10 +78,7 @@ class FolderFetch:
         self._watch = watch
         self._pace = pace
         self._is_wanted = select(order.only) if order.only else None
-        self._bundle: Bundle | None = None
-        self._files = 0  # that are being fetched
-        self._states = bytearray()  # of each entry that is wanted
-        self._is_here = False  # whether this node has all that is wanted, and nobody else is asked
+        self._bundle: Bundle | None = None  # what is being brought
 
     @property
     def size(self) -> int | None:
@@ -160,25 +122,31 @@ class FolderFetch:
             open_keeper(self._node) as circuits,
             _landing(order) as landing,
             open_target(
-                order.path.with_name(f"{order.path.name}.manifest"),
+                order.path,  # as errors should name it; its hidden files are those of the manifest alone
                 order.link.capability,
                 size=order.link.size,
                 nameless=True,
             ) as manifest,
         ):
-            found = await self._read(manifest, landing, circuits)
+            inventory = Inventory(manifest, landing, order, self._is_wanted)
+            supply = await self._find_supply(circuits)
+            found = await self._read(manifest, inventory, supply)
             self._tell(None)
             await to_thread.run_sync(landing.check_room, found.lacking.total() - found.kept)
-            await self._make_folders(manifest, landing)
-            for block_size in sorted(found.lacking):
-                self._bundle = Bundle(block_size, found.lacking.pop(block_size))
-                await self._go_through(manifest, landing, self._bundle, circuits, _LACKING)
+            await inventory.make_folders()
+            await self._go_through(Fetching, found.lacking, inventory, supply)
             if self.missing.files:
                 raise self.missing.error(found.files)
             await manifest.discard()
         return found
 
-    async def _read(self, manifest: Target, landing: Landing, circuits: CircuitKeeper) -> Found:
+    async def _find_supply(self, circuits: CircuitKeeper) -> Supply:
+        link = self._order.link
+        self._tell(None)  # a large folder takes a while to be looked through
+        is_here = await is_folder_here(self._node, link.capability, link.size, self._is_wanted)
+        return Supply(self._node, self._candidates, self._pace, circuits, is_here)
+
+    async def _read(self, manifest: Target, inventory: Inventory, supply: Supply) -> Found:
         """Fetch the manifest, and look at all of it; what is of no more use is removed.
 
         Raises:
@@ -187,213 +155,35 @@ class FolderFetch:
             RefusedError: see `run`.
             OverlayError: any other that `run` raises.
         """
-        sink, link = ManifestSink(manifest), self._order.link
-        self._is_here = await is_folder_here(self._node, link.capability, link.size, self._is_wanted)
+        sink = ManifestSink(manifest)
         try:
-            if self._is_here:
-                await take_from_here(self._node, sink)
-            await self._gather(sink, self._tell, circuits)
-            found = self.found = await self._examine(manifest, landing)
-            for block_size in sorted(found.standing):
-                self._bundle = Bundle(block_size, found.standing.pop(block_size))
-                await self._go_through(manifest, landing, self._bundle, circuits, _STANDING)
+            await supply.take_own(sink)
+            await supply.bring(sink, self._tell)
+            await inventory.take()
+            self.found = inventory.found
+            await self._go_through(Comparing, inventory.found.standing, inventory, supply)
         except (MalformedError, NotFoundError, RefusedError) as error:
             if manifest.tree.finished or isinstance(error, MalformedError):
                 await manifest.discard()
             raise
-        return found
+        return inventory.found
 
-    async def _gather(self, sink: Sink, report: Report, circuits: CircuitKeeper) -> None:
-        bell = sink.bell if isinstance(sink, Bundle) else None
-        await gather_from_others(
-            self._node, sink, self._candidates, report, self._pace, circuits=circuits, bell=bell
-        )
-
-    async def _bring(self, bundle: Bundle, circuits: CircuitKeeper) -> None:
-        """Bring all files of a bundle that are to be had.
+    async def _go_through(
+        self, kind: type[Pass], sizes: Counter[int], inventory: Inventory, supply: Supply
+    ) -> None:
+        """Compare or fetch files; `sizes` are their bytes by the size of their chunks, and are used up.
 
         Raises:
-            NotFoundError: see `run`.
-            UnreachableError: see `run`.
-            OverlayError: any other that `run` raises.
+            OverlayError: any that `Pass.run` raises.
         """
-        await bundle.begun.wait()
-        while not bundle.finished:
-            meeting = Meeting(self._tell)
-            try:
-                await self._gather(bundle, meeting, circuits)
-            except (NotFoundError, UnreachableError):
-                if not meeting.met:
-                    raise
-                await try_alone(bundle, self.missing, partial(self._gather, circuits=circuits), self._tell)
+        for block_size in sorted(sizes):
+            self._bundle = Bundle(block_size, sizes.pop(block_size))
+            await kind(inventory, supply, self._bundle, self.missing, self._tell).run()
 
     def _tell(self, snapshot: Snapshot | None) -> None:
         self.snapshot = snapshot
         if self._watch is not None:
             self._watch(self)
-
-    async def _examine(self, manifest: Target, landing: Landing) -> Found:
-        """Read the whole manifest, and look at what is there.
-
-        Raises:
-            NotFoundError: nothing in it is wanted.
-            MalformedError, RefusedError, StorageError: see `run`.
-        """
-        found, reading = Found(), Reading(manifest, self._is_wanted)
-        while (entries := await reading.next()) is not None:
-            await to_thread.run_sync(partial(self._count, entries, landing, found))
-        if self._is_wanted is not None and not found.files and not found.folders:
-            raise NotFoundError("nothing in this folder is called like that: see the patterns after --only")
-        return found
-
-    def _count(self, entries: Sequence[Entry], landing: Landing, found: Found) -> None:
-        for entry in entries:
-            if any(map(is_unfinished, entry.path)):
-                raise MalformedError("a file of this folder is called as files are that are not whole yet")
-            state = landing.look(entry)
-            if entry.capability is None:
-                found.folders += 1
-                self._states.append(_DONE)
-                continue
-            if state == "other":
-                self._check_replaceable(landing.path.joinpath(*entry.path))
-            found.files += 1
-            found.size += entry.size
-            if state == "there":
-                found.standing[entry.capability.block_size] += entry.size
-                self._states.append(_STANDING)
-            else:
-                found.lacking[entry.capability.block_size] += entry.size
-                found.kept += min(entry.size, landing.kept(entry))
-                self._states.append(_LACKING)
-
-    def _check_replaceable(self, path: Path) -> None:
-        if not self._order.overwrite:
-            raise RefusedError(
-                f"{path} exists already, and is another file: "
-                "name another place, or replace what is there with --force"
-            )
-
-    async def _make_folders(self, manifest: Target, landing: Landing) -> None:
-        """Make the folder, and those in which nothing is."""
-
-        def make(entries: Sequence[Entry]) -> None:
-            for entry in entries:
-                if entry.capability is None:
-                    landing.make(entry.path)
-
-        reading = Reading(manifest, self._is_wanted)
-        await to_thread.run_sync(landing.make, ())
-        while (entries := await reading.next()) is not None:
-            await to_thread.run_sync(make, entries)
-
-    async def _go_through(
-        self, manifest: Target, landing: Landing, bundle: Bundle, circuits: CircuitKeeper, state: int
-    ) -> None:
-        """Compare or fetch the files in this state whose chunks have the size of those of a bundle.
-
-        Raises:
-            OverlayError: see `run`.
-        """
-        failures: list[OverlayError] = []
-
-        def begin(entry: Entry) -> int:
-            return landing.open(entry) if state == _STANDING else landing.enter(entry.path[:-1])
-
-        async with anyio.create_task_group() as tasks:
-
-            async def attempt(work: Callable[[], Awaitable[None]]) -> None:
-                try:
-                    await work()
-                except OverlayError as error:
-                    failures.append(error)
-                    tasks.cancel_scope.cancel()
-
-            async def feed() -> None:
-                work = self._compare_file if state == _STANDING else self._fetch_file
-                reading, count = Reading(manifest, self._is_wanted), 0
-                while (entries := await reading.next()) is not None:
-                    for number, entry in self._select(entries, count, state, bundle.block_size):
-                        await self._wait_for_room(bundle)
-                        handle = await to_thread.run_sync(begin, entry)
-                        job = _Job(number, entry, landing.path.joinpath(*entry.path), handle, bundle)
-                        bundle.announce(job.path, entry.size)
-                        self._files += 1
-                        tasks.start_soon(attempt, partial(work, job))
-                    count += len(entries)
-                bundle.end()
-
-            tasks.start_soon(attempt, feed)
-            await attempt(partial(self._bring, bundle, circuits))
-        if failures:
-            raise failures[0]
-
-    def _select(
-        self, entries: Sequence[Entry], count: int, state: int, block_size: int
-    ) -> list[tuple[int, Entry]]:
-        """Give the entries in a state, with their numbers among those that are wanted: `count` are before."""
-        return [
-            (number, entry)
-            for number, entry in enumerate(entries, count)
-            if self._states[number] == state and _capability(entry).block_size == block_size
-        ]
-
-    async def _wait_for_room(self, bundle: Bundle) -> None:
-        while self._files and (self._files >= MAX_OPEN_FILES or bundle.begun_bytes >= MAX_OPEN_BYTES):
-            await bundle.bell.next.wait()
-
-    @contextmanager
-    def _under_way(self, job: _Job) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            os.close(job.handle)
-            self._files -= 1
-            job.bundle.bell.ring()
-
-    async def _compare_file(self, job: _Job) -> None:
-        """Compare a file that is there with what should be.
-
-        Raises:
-            RefusedError: it is another one, and may not be replaced.
-            OverlayError: any other that `run` raises.
-        """
-        entry = job.entry
-        with self._under_way(job):
-            standing = Standing(job.path, job.handle, _capability(entry), entry.size)
-            await standing.flush()
-            if self._is_here:
-                await take_from_here(self._node, standing)
-            if not await job.bundle.bring(standing):
-                self.missing.add(entry, entry.size)
-            elif standing.differs:
-                self._check_replaceable(job.path)
-                if self.found is not None:
-                    self.found.lacking[job.bundle.block_size] += entry.size
-                self._states[job.number] = _LACKING
-
-    async def _fetch_file(self, job: _Job) -> None:
-        """Fetch one file.
-
-        Raises:
-            OverlayError: see `run`.
-        """
-        entry = job.entry
-        with self._under_way(job):
-            async with open_target(
-                job.path,
-                _capability(entry),
-                size=entry.size,
-                overwrite=self._order.overwrite,
-                folder=job.handle,
-            ) as target:
-                if self._is_here:
-                    await take_from_here(self._node, target)
-                if await job.bundle.bring(target):
-                    await target.finish(Details(entry.modified, entry.executable))
-                else:
-                    left = target.tree.missing
-                    self.missing.add(entry, entry.size if left is None else left)
 
 
 @asynccontextmanager
@@ -403,14 +193,3 @@ async def _landing(order: Order) -> AsyncIterator[Landing]:
         yield landing
     finally:
         landing.close()
-
-
-def _capability(entry: Entry) -> ReadCapability:
-    """What reads a file.
-
-    Raises:
-        ValueError: it is a folder.
-    """
-    if entry.capability is None:
-        raise ValueError("a folder has no capability")
-    return entry.capability

@@ -1,15 +1,16 @@
-"""Gathering a content: from this node where it has all of it, else from others, and from them all of it."""
+"""Gathering content: from this node where it has all of it, else from others, and from them all of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from overlay.errors import UnreachableError
 from overlay.files.actions import Snapshot
 from overlay.files.bell import Bell
 from overlay.files.fetch import fetch
 from overlay.files.here import is_here, take_from_here
-from overlay.files.keeper import Lender
+from overlay.files.keeper import CircuitKeeper, Lender
 from overlay.files.pace import Pace
 from overlay.files.providers import Candidates
 from overlay.files.sink import Sink, TreeSink
@@ -32,7 +33,7 @@ async def gather(
         node: looks in what it offers and keeps for itself, and asks others without showing itself.
         sink: what is fetched; not finished here.
         candidates: nodes that may have it.
-        report: told once before others are asked, and after each step of fetching from them.
+        report: told while nobody else is asked yet, and after each step of fetching from others.
         pace: how fast it may be, if not as the node's limit allows.
 
     Raises:
@@ -40,8 +41,10 @@ async def gather(
         Failed or cancelled, the sink has all that came.
     """
     tree = sink.tree
+    if report is not None:
+        report(None)
     if not tree.finished and await is_here(node, tree.capability, tree.size):
-        await take_from_here(node, sink)
+        await take_from_here(node, sink, report)
     await gather_from_others(node, sink, candidates, report, pace)
 
 
@@ -90,3 +93,41 @@ async def gather_from_others(
     except UnreachableError:
         node.check_online()  # where the trouble is here, that is what helps to know
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """Where all that is wanted of a folder comes from, in several transfers.
+
+    Attributes:
+        node: asks others, without showing itself.
+        candidates: nodes that may have it.
+        pace: how fast it may be, if not as the node's limit allows.
+        circuits: live on from one transfer to the next.
+        is_here: whether the node has all of it, see `overlay.files.here`.
+    """
+
+    node: Node
+    candidates: Candidates
+    pace: Pace | None
+    circuits: CircuitKeeper
+    is_here: bool
+
+    async def take_own(self, sink: TreeSink) -> None:
+        """Bring what a sink lacks from the node itself, if it has all that is wanted.
+
+        Raises:
+            OverlayError: any that `take_from_here` raises.
+        """
+        if self.is_here:
+            await take_from_here(self.node, sink)
+
+    async def bring(self, sink: Sink, report: Report, bell: Bell | None = None) -> None:
+        """Bring what a sink lacks from others; see `gather_from_others`.
+
+        Raises:
+            OverlayError: any that this raises.
+        """
+        await gather_from_others(
+            self.node, sink, self.candidates, report, self.pace, circuits=self.circuits, bell=bell
+        )

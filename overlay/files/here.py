@@ -37,7 +37,7 @@ async def is_here(node: Node, capability: ReadCapability, size: int | None) -> b
         StorageError: the database does not work.
     """
     try:
-        async with aclosing(_content(node.chunks.sources, capability, size)) as pieces:
+        async with aclosing(_content(node, capability, size)) as pieces:
             async for _ in pieces:
                 pass
     except (_NotHereError, MalformedError):
@@ -64,7 +64,7 @@ async def is_folder_here(
     """
     reader = ManifestReader()
     try:
-        async with aclosing(_content(node.chunks.sources, capability, size)) as pieces:
+        async with aclosing(_content(node, capability, size)) as pieces:
             async for piece in pieces:
                 for entry in reader.feed(piece):
                     if entry.capability is None or (is_wanted is not None and not is_wanted(entry)):
@@ -77,10 +77,15 @@ async def is_folder_here(
     return True
 
 
-async def take_from_here(node: Node, sink: TreeSink) -> None:
+async def take_from_here(node: Node, sink: TreeSink, report: Callable[[None], None] | None = None) -> None:
     """Bring what a sink lacks from what this node has; see `is_here`, which has to be asked first.
 
     Where something has changed since, it ends there: others are asked for the rest.
+
+    Args:
+        node: which.
+        sink: what is brought; not finished here.
+        report: told None after each step.
 
     Raises:
         OverlayError: any of the sink.
@@ -91,6 +96,8 @@ async def take_from_here(node: Node, sink: TreeSink) -> None:
         for reference, chunk in found.items():
             sink.take(reference, chunk)
         await sink.flush()
+        if report is not None:
+            report(None)
         if len(found) < len(wanted):
             return
 
@@ -99,25 +106,32 @@ class _NotHereError(Exception):
     """A chunk is not here."""
 
 
-async def _content(
-    sources: Sequence[Lookup], capability: ReadCapability, size: int | None
-) -> AsyncGenerator[bytes, None]:
+async def _content(node: Node, capability: ReadCapability, size: int | None) -> AsyncGenerator[bytes, None]:
     """Give a content in order, as long as its chunks are here.
 
     Raises:
-        _NotHereError: one is not.
+        _NotHereError: one is not; or the size is not known and more comes than this node would keep: of a
+            tree that repeats its chunks all may be here since it was given up as a pin, and it never ends.
         MalformedError: it is ill-formed.
         StorageError: the database does not work.
     """
     decoder = Decoder(capability, size=size, window=_WINDOW_LEAVES)
+    given = 0
     while not decoder.finished:
         wanted = decoder.wanted(LOCAL_CHUNKS)
-        found = await _find(sources, wanted)
-        if len(found) < len(wanted):
+        found = await _find(node.chunks.sources, wanted)
+        if len(found) < len(wanted) or (size is None and await _is_endless(node, given)):
             raise _NotHereError
         for reference, chunk in found.items():
             decoder.receive(reference, chunk)
-        yield decoder.read()
+        piece = decoder.read()
+        given += len(piece)
+        yield piece
+
+
+async def _is_endless(node: Node, given: int) -> bool:
+    """Whether a content is longer than all that a node keeps: what is pinned stays where the quota falls."""
+    return given > node.storage.quota and given > (await node.storage.usage(own=True)).bytes
 
 
 async def _find(sources: Sequence[Lookup], references: Sequence[bytes]) -> dict[bytes, bytes]:

@@ -11,12 +11,12 @@ from functools import partial
 
 import anyio
 
-from overlay.errors import OverlayError
 from overlay.files.bell import Bell
 from overlay.files.gathering import Report, gather
 from overlay.files.pace import Pace
 from overlay.files.providers import Candidates
 from overlay.files.target import Target
+from overlay.files.together import together
 from overlay.peer.node import Node
 
 PIECE_BYTES = 1 << 19
@@ -109,26 +109,16 @@ async def read_in_order(
     Raises:
         OverlayError: see `gather`. Failed or cancelled, a part was handed on.
     """
-    failures: list[OverlayError] = []
     sink = InOrder(target)
+
+    async def bring() -> None:
+        await gather(node, sink, candidates, report, pace)
+        await sink.flush()  # what came last
+
     try:
-        async with anyio.create_task_group() as tasks:
-
-            async def attempt(work: Callable[[], Awaitable[None]]) -> None:
-                try:
-                    await work()
-                except OverlayError as error:
-                    failures.append(error)
-                    tasks.cancel_scope.cancel()
-
-            async def bring() -> None:
-                await gather(node, sink, candidates, report, pace)
-                await sink.flush()  # what came last
-
-            tasks.start_soon(attempt, bring)
-            tasks.start_soon(attempt, partial(sink.hand_on, take))
+        async with together() as start:
+            start(bring)
+            start(partial(sink.hand_on, take))
     finally:
         with anyio.CancelScope(shield=True):
             await target.discard()
-    if failures:
-        raise failures[0]

@@ -46,9 +46,7 @@ class Landing:
         self._names: list[str] = []
         self._handles: list[int] = []
         with _explained(path.parent):
-            with suppress(FileExistsError):
-                path.parent.mkdir()
-            self._handles.append(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            self._handles.append(_open_destination(path.parent))
 
     def close(self) -> None:
         """Let go of everything."""
@@ -63,16 +61,16 @@ class Landing:
             StorageError: the disk fails.
         """
         path = self.path.joinpath(*entry.path)
-        with _explained(path):
+        with _explained(path, "cannot be looked at"):
             status = self._status(entry.path)
             if status is None:
                 return "absent"
             if entry.capability is None:
                 if not stat.S_ISDIR(status.st_mode):
-                    raise RefusedError(f"{path} is there and no folder: remove it, or name another place")
+                    raise RefusedError(_not_a_folder(path))
                 return "there"
             if not stat.S_ISREG(status.st_mode):
-                raise RefusedError(f"{path} is there and no file: remove it, or name another place")
+                raise RefusedError(_not_a_file(path))
             if status.st_size != entry.size:  # times say less: no disk keeps all that a manifest can say
                 return "other"
             if status.st_nlink > 1:
@@ -86,7 +84,7 @@ class Landing:
             RefusedError: something stands in the way to it.
             StorageError: the disk fails.
         """
-        with _explained(self.path.joinpath(*entry.path)):
+        with _explained(self.path.joinpath(*entry.path), "cannot be looked at"):
             try:
                 folder = self._walk((self.path.name, *entry.path[:-1]), make=False)
             except FileNotFoundError:
@@ -113,9 +111,14 @@ class Landing:
             RefusedError: something else is there now.
             StorageError: it cannot be read.
         """
-        with _explained(self.path.joinpath(*entry.path)):
-            folder = self._walk((self.path.name, *entry.path[:-1]), make=False)
-            return os.open(entry.path[-1], _FILE_FLAGS, dir_fd=folder)
+        path = self.path.joinpath(*entry.path)
+        with _explained(path, "cannot be read"):
+            status = self._status(entry.path)
+            if status is None:
+                raise NotFoundError(f"{path} has just been removed: give the same command again")
+            if not stat.S_ISREG(status.st_mode):
+                raise RefusedError(_not_a_file(path))
+            return os.open(entry.path[-1], _FILE_FLAGS, dir_fd=self._handles[-1])
 
     def enter(self, path: tuple[str, ...]) -> int:
         """Open a folder, and make it and those above it where they are missing.
@@ -146,13 +149,24 @@ class Landing:
             return None
 
     def _walk(self, names: tuple[str, ...], *, make: bool) -> int:
-        """Open a folder and give its descriptor, which stays open here."""
+        """Open a folder and give its descriptor, which stays open here.
+
+        Raises:
+            RefusedError: something else has its name, or that of one above it.
+            OSError: it is not there, or cannot be opened.
+        """
         self._go_back(names)
         for name in names[len(self._names) :]:
             if make:
                 with suppress(FileExistsError):
                     os.mkdir(name, dir_fd=self._handles[-1])
-            self._handles.append(os.open(name, _FLAGS, dir_fd=self._handles[-1]))
+            try:
+                self._handles.append(os.open(name, _FLAGS, dir_fd=self._handles[-1]))
+            except OSError as error:
+                if error.errno in _NO_FOLDER:
+                    where = self.path.parent.joinpath(*self._names, name)
+                    raise RefusedError(_not_a_folder(where)) from error
+                raise
             self._names.append(name)
         return self._handles[-1]
 
@@ -164,22 +178,50 @@ class Landing:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what the system says of a folder into this library's errors.
+def _explained(path: Path, trouble: str = "cannot be written") -> Iterator[None]:
+    """Turn what the system says of a path into this library's errors.
 
     Raises:
-        NotFoundError: there is no folder above it.
-        RefusedError: something else stands on the way.
+        NotFoundError: there is no folder to put it into.
         StorageError: anything else.
     """
     try:
         yield
     except FileNotFoundError as error:
-        raise NotFoundError(f"there is no folder {path.parent}") from error
+        raise NotFoundError(f"there is no folder {path.parent}: make it, or name another place") from error
     except OSError as error:
+        raise StorageError(
+            f"{path} {trouble}, {error.strerror}: "
+            "mend that and give the same command again, or name another place"
+        ) from error
+
+
+def _open_destination(path: Path) -> int:
+    """Open what a folder is put into, and make it if it is missing; links on the way are those of the user.
+
+    Raises:
+        RefusedError: something else is there.
+        OSError: it cannot be made or opened.
+    """
+    try:
+        with suppress(FileExistsError):
+            path.mkdir()
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        if os.path.lexists(path) and error.errno in _NO_FOLDER | {errno.ENOENT}:
+            raise RefusedError(
+                f"{path} is something else where a folder should be: name another place"
+            ) from error
         if error.errno in _NO_FOLDER:
             raise RefusedError(
-                f"on the way to {path} is a symbolic link or a file where a folder should be: "
-                "remove it, or name another place"
+                f"{path.parent} is something else where a folder should be: name another place"
             ) from error
-        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+        raise
+
+
+def _not_a_file(path: Path) -> str:
+    return f"{path} is there and is no file: remove it, or name another place"
+
+
+def _not_a_folder(path: Path) -> str:
+    return f"{path} is no folder but a file or a symbolic link: remove it, or name another place"

@@ -10,8 +10,6 @@ Source: docs/spec/files.md, section "Manifests".
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -19,9 +17,16 @@ from typing import Annotated
 from msgspec import Meta
 
 from overlay.errors import MalformedError
+from overlay.files.manifest_paths import (
+    MAX_DEPTH,
+    MAX_NAME_BYTES,
+    MAX_PATH_BYTES,
+    check_path,
+    fold,
+    show_path,
+)
 from overlay.units.capability import CAPABILITY_BYTES, ReadCapability, tree_shape
 from overlay.wire.codec import Count, Message, Timestamp, decode, encode
-from overlay.wire.filenames import STRAY_JOINER
 
 HEADER = b"overlay-folder/1\n"
 """How every manifest begins: what it is, and the version of its format."""
@@ -30,12 +35,6 @@ MAX_ENTRIES = 1_000_000
 files. A path of 300 bytes can make 128 folders, so those on the way count as well."""
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024
 """Bytes of a manifest: a million entries whose paths have 150 bytes."""
-MAX_NAME_BYTES = 255
-"""Bytes of UTF-8 of one name in a path: what file systems take."""
-MAX_PATH_BYTES = 4096
-"""Bytes of a path in text, PATH_MAX: no file system knows longer ones."""
-MAX_DEPTH = 128
-"""Names in a path: nested packages of nested packages reach 40."""
 MAX_TOTAL_BYTES = 2**63 - 1
 """Bytes of all files together: what SQLite and MessagePack readers can count."""
 MAX_ENTRY_BYTES = MAX_PATH_BYTES + 2 * MAX_DEPTH + 256
@@ -43,17 +42,6 @@ MAX_ENTRY_BYTES = MAX_PATH_BYTES + 2 * MAX_DEPTH + 256
 
 _LENGTH_BYTES = 2
 _END_BYTES = 16
-# Fixed, as in the chat: a list that followed Unicode's categories would change from release to release. This
-# is Cc, Cf, Zl and Zp of Unicode 15 but for the two joiners, and what is no text at all.
-_REFUSED_NAMES = re.compile(
-    r"[\x00-\x1f/\\\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200e\u200f"
-    r"\u2028-\u202e\u2060-\u2064\u2066-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000110bd\U000110cd"
-    r"\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"
-    r"|^[A-Za-z]:"  # joined to a folder on Windows, it leaves it for another drive
-    r"|^[. ]+\Z"  # Windows drops dots and spaces at the end, so that '.. ' is '..'
-)
-_NO_JOINERS = {0x200C: None, 0x200D: None}
-_SHOWN = 120  # characters of a path in an error
 
 
 class _EntryBody(Message, frozen=True):
@@ -95,12 +83,12 @@ class Entry:
         check_path(self.path)
         if self.capability is None:
             if self.size or self.modified or self.executable:
-                raise MalformedError(f"the folder {_show(self.path)} has details that only files have")
+                raise MalformedError(f"the folder {show_path(self.path)} has details that only files have")
             return
         if not 0 <= self.size <= MAX_TOTAL_BYTES or not 0 <= self.modified < 1 << 53:
-            raise MalformedError(f"the size or time of {_show(self.path)} is out of bounds")
+            raise MalformedError(f"the size or time of {show_path(self.path)} is out of bounds")
         if tree_shape(self.size, self.capability.block_size)[1] != self.capability.level:
-            raise MalformedError(f"the size of {_show(self.path)} does not fit its read capability")
+            raise MalformedError(f"the size of {show_path(self.path)} does not fit its read capability")
 
     @property
     def text(self) -> str:
@@ -116,26 +104,6 @@ def check_manifest_bytes(count: int) -> None:
     """
     if count > MAX_MANIFEST_BYTES:
         raise MalformedError(f"the manifest of a folder has more than {MAX_MANIFEST_BYTES} bytes")
-
-
-def check_path(path: tuple[str, ...]) -> None:
-    """Check that a path stays in its folder, on every system, and can be carried in a manifest.
-
-    Raises:
-        MalformedError: empty, too long, too deep, or a name in it that is refused: the sentence shows it.
-    """
-    if not 0 < len(path) <= MAX_DEPTH:
-        raise MalformedError(f"the path {_show(path)} has not 1 to {MAX_DEPTH} names")
-    length = len(path) - 1
-    for name in path:
-        if not name or _REFUSED_NAMES.search(name) or STRAY_JOINER.search(name):
-            raise MalformedError(f"the path {_show(path)} has a name that is not safe: rename it")
-        name_length = len(name.encode())
-        if name_length > MAX_NAME_BYTES:
-            raise MalformedError(f"the path {_show(path)} has a name of more than {MAX_NAME_BYTES} bytes")
-        length += name_length
-    if length > MAX_PATH_BYTES:
-        raise MalformedError(f"the path {_show(path)} has more than {MAX_PATH_BYTES} bytes")
 
 
 def write_manifest(entries: Iterable[Entry]) -> Iterator[bytes]:
@@ -164,26 +132,12 @@ def write_manifest(entries: Iterable[Entry]) -> Iterator[bytes]:
     yield end
 
 
-def read_manifest(pieces: Iterable[bytes]) -> Iterator[Entry]:
-    """Read a manifest that arrives in pieces, in order.
+class ManifestReader:
+    """Reads one manifest, fed piece by piece. After an error it is of no more use.
 
     Entries are given out as they come, before what follows them was seen: whoever creates files goes through
     the whole manifest once before.
-
-    Yields:
-        entries in the order of their paths.
-
-    Raises:
-        MalformedError: not a manifest, one that is not written as it must be, or one that is cut short.
     """
-    reader = ManifestReader()
-    for piece in pieces:
-        yield from reader.feed(piece)
-    reader.finish()
-
-
-class ManifestReader:
-    """Reads one manifest, fed piece by piece. After an error it is of no more use."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -192,21 +146,11 @@ class ManifestReader:
         self._ended = False
         self._checks = _Checks()
 
-    @property
-    def entries(self) -> int:
-        """Entries that were read so far."""
-        return self._checks.entries
-
-    @property
-    def total(self) -> int:
-        """Bytes that the files read so far have together."""
-        return self._checks.total
-
     def feed(self, data: bytes | bytearray | memoryview) -> list[Entry]:
         """Take the next piece, of any length.
 
         Returns:
-            the entries that it completes.
+            the entries that it completes, in the order of their paths.
 
         Raises:
             MalformedError: not a manifest, or one that is not written as it must be. Nobody has a better one.
@@ -311,7 +255,9 @@ class _Checks:
         if self.total > MAX_TOTAL_BYTES:
             raise MalformedError("the files of a folder are together larger than any disk")
         if entry.path <= self._last:
-            raise MalformedError(f"the entry {_show(entry.path)} of a folder is there twice or out of order")
+            raise MalformedError(
+                f"the entry {show_path(entry.path)} of a folder is there twice or out of order"
+            )
         shared = _count_shared(self._last, entry.path)
         self._made += len(entry.path) - shared
         if self._made > MAX_ENTRIES:  # there are at least as many as entries
@@ -334,7 +280,7 @@ class _Checks:
 
     def _add_names(self, path: tuple[str, ...], shared: int) -> None:
         if shared and shared == len(self._last):
-            raise MalformedError(f"{_show(path)} lies in what is a file or an empty folder")
+            raise MalformedError(f"{show_path(path)} lies in what is a file or an empty folder")
         del self._names[shared + 1 :]
         for depth in range(shared, len(path)):
             if depth == len(self._names):
@@ -344,7 +290,7 @@ class _Checks:
             name = hash(fold(path[depth]))
             if name in self._names[depth]:
                 raise MalformedError(
-                    f"{_show(path)} has the name of something else on other systems: rename it"
+                    f"{show_path(path)} has the name of something else on other systems: rename it"
                 )
             self._names[depth].add(name)
 
@@ -359,7 +305,7 @@ def _decode(data: bytes) -> Entry:
     capability = ReadCapability.from_bytes(body.capability) if body.capability else None
     entry = Entry(body.path, capability, body.size, body.modified, body.executable)
     if _encode(entry) != data:
-        raise MalformedError(f"the entry {_show(entry.path)} of a folder is not in its shortest form")
+        raise MalformedError(f"the entry {show_path(entry.path)} of a folder is not in its shortest form")
     return entry
 
 
@@ -370,18 +316,3 @@ def _count_shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
             break
         count += 1
     return count
-
-
-def fold(name: str) -> str:
-    """What is equal for names that macOS or Windows take for one: Unicode's canonical caseless matching.
-
-    Joiners go: to HFS+ they are not there.
-    """
-    decomposed = unicodedata.normalize("NFD", name.rstrip(". ").translate(_NO_JOINERS))
-    return unicodedata.normalize("NFD", decomposed.casefold())
-
-
-def _show(path: tuple[str, ...]) -> str:
-    """A path as errors show it: escaped, because it may be somebody else's, and cut."""
-    text = "/".join(path)
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

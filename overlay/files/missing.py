@@ -1,12 +1,14 @@
-"""Files of a folder that are not to be had: found out one by one, so that the others come all the same.
+"""Files of a folder that are not to be had: found out, so that the others come all the same.
 
-The engine of a transfer gives up as soon as one chunk is nowhere, and does not say which. So each file that
-was open then is tried by itself.
+The engine of a transfer gives up as soon as one chunk is nowhere. Where all who may have it were asked, it
+says which chunks that are, and files that need one of them are given up. Where somebody was not reached, each
+file that was open then is tried by itself: whoever has some of them may still have others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 
 import anyio
 
@@ -16,6 +18,7 @@ from overlay.files.bundle import Bundle
 from overlay.files.gathering import Report
 from overlay.files.manifest import Entry
 from overlay.files.sink import Part
+from overlay.files.together import together
 
 MAX_ALONE = 4
 """Files tried at once, each over circuits of its own: what is not there is told in a round trip or two."""
@@ -75,20 +78,45 @@ class Missing:
 
 
 class Meeting:
-    """Sees whether a transfer has reached anybody.
+    """Sees whom a transfer has reached.
 
     Args:
         report: told all that this is told.
+
+    Attributes:
+        met: whether anybody was reached.
+        absent: chunks that all who were reached say are not there, where the transfer failed.
     """
 
     def __init__(self, report: Report) -> None:
         self.met = False
+        self.absent: Collection[bytes] = ()
         self._report = report
 
     def __call__(self, snapshot: Snapshot | None) -> None:
         """See `Report`."""
-        self.met = self.met or (snapshot is not None and snapshot.circuits > 0)
+        if snapshot is not None:
+            self.met = self.met or snapshot.circuits > 0
+            self.absent = snapshot.absent
         self._report(snapshot)
+
+
+async def give_up_absent(bundle: Bundle, absent: Collection[bytes]) -> bool:
+    """Give up the open files of a bundle that need a chunk which nobody has, and wait until they are gone.
+
+    Args:
+        bundle: no transfer brings anything for it meanwhile.
+        absent: these chunks.
+
+    Returns:
+        whether there was one.
+    """
+    gone = {target for target in bundle.lacking if any(map(target.tree.places, absent))}
+    for target in gone:
+        bundle.give_up(target)
+    while gone.intersection(bundle.lacking):
+        await bundle.bell.next.wait()
+    return bool(gone)
 
 
 async def try_alone(
@@ -105,26 +133,20 @@ async def try_alone(
     Raises:
         OverlayError: any of `fetch`, but that those who were reached do not have a file.
     """
-    failures: list[OverlayError] = []
     places = anyio.CapacityLimiter(MAX_ALONE)
 
-    async with anyio.create_task_group() as tasks:
+    async def attempt(target: Part) -> None:
+        meeting = Meeting(report)
+        try:
+            async with places:
+                await fetch(target, meeting)
+            bundle.look(target)
+        except (NotFoundError, UnreachableError) as error:
+            if not meeting.met:
+                raise
+            missing.judge(error)
+            bundle.give_up(target)
 
-        async def attempt(target: Part) -> None:
-            meeting = Meeting(report)
-            try:
-                async with places:
-                    await fetch(target, meeting)
-                bundle.look(target)
-            except OverlayError as error:
-                if meeting.met and isinstance(error, NotFoundError | UnreachableError):
-                    missing.judge(error)
-                    bundle.give_up(target)
-                else:
-                    failures.append(error)
-                    tasks.cancel_scope.cancel()
-
+    async with together() as start:
         for target in bundle.lacking:
-            tasks.start_soon(attempt, target)
-    if failures:
-        raise failures[0]
+            start(partial(attempt, target))

@@ -20,8 +20,8 @@ class Order:
     Attributes:
         link: of a folder.
         destination: the folder that it is put into; made if only the last of its names is missing.
-        only: patterns of what is wanted of it; none for all.
-        overwrite: whether files may be replaced that are there and do not look as they will.
+        only: patterns of what is wanted of it, see `overlay.files.selection`; none for all.
+        overwrite: whether a file that is there may be replaced by one of another content.
     """
 
     link: FileLink
@@ -43,9 +43,9 @@ class Found:
         files: how many.
         size: their bytes.
         standing: bytes of those that are still to be compared, by the size of their chunks.
-        lacking: bytes of those that are not there, the same.
-        kept: bytes that an earlier attempt left of these.
-        folders: those in which nothing is.
+        lacking: bytes of those that are still to be fetched, the same.
+        kept: bytes that an earlier attempt left of these in hidden files.
+        folders: how many of those in which nothing is.
     """
 
     files: int = 0

@@ -107,8 +107,9 @@ class _Folder:
         return total
 
     async def _gather(self, sink: TreeSink, report: Report, circuits: CircuitKeeper) -> None:
+        report(None)
         if not sink.tree.finished and await self._has_all():
-            await take_from_here(self._node, sink)
+            await take_from_here(self._node, sink, report)
         await gather_from_others(self._node, sink, self._candidates, report, self._pace, circuits=circuits)
 
     async def _has_all(self) -> bool:

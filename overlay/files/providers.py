@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -94,7 +94,12 @@ class Providers:
         self._providers.setdefault(node, _Provider(named=False))
 
     def pick(
-        self, circuits: Mapping[NodeIdentifier, int], fresh: Container[NodeIdentifier], most: int, now: float
+        self,
+        circuits: Mapping[NodeIdentifier, int],
+        fresh: Container[NodeIdentifier],
+        most: int,
+        now: float,
+        without: Container[NodeIdentifier] = (),
     ) -> NodeIdentifier | None:
         """Choose whom the next circuit leads to.
 
@@ -107,8 +112,9 @@ class Providers:
             fresh: providers to whom a circuit was begun only just now.
             most: circuits of all together.
             now: seconds.
+            without: providers that are not chosen.
         """
-        ready = [(node, it) for node, it in self._usable() if it.paused_until <= now]
+        ready = [(node, it) for node, it in self._usable() if it.paused_until <= now and node not in without]
         untried = [node for node, _ in ready if not circuits.get(node)]
         if untried or len(ready) <= 1:
             return untried[0] if untried else next((node for node, _ in ready), None)
@@ -124,6 +130,10 @@ class Providers:
     def may_have(self, node: NodeIdentifier, reference: bytes) -> bool:
         """Whether a provider did not say yet that it has not this chunk."""
         return reference not in self._providers[node].lacks
+
+    def useless(self, wanted: Collection[bytes]) -> set[NodeIdentifier]:
+        """Find the providers that have said of every chunk that is wanted that they have it not."""
+        return {node for node, it in self._usable() if wanted and it.lacks.issuperset(wanted)}
 
     def reached(self, node: NodeIdentifier) -> None:
         """Note that a circuit to a provider is open."""
@@ -193,11 +203,16 @@ class Providers:
         return sum(len(provider.lacks) for _, provider in self._usable())
 
     @property
+    def absent(self) -> Collection[bytes]:
+        """The chunks that all who can still be asked say are not there."""
+        lacks = sorted((it.lacks for _, it in self._usable()), key=len)
+        return lacks[0].intersection(*lacks[1:]) if lacks and lacks[0] else ()
+
+    @property
     def verdict(self) -> Reason | None:
         """Why the transfer cannot be finished; None while it can."""
-        lacks = sorted((it.lacks for _, it in self._usable()), key=len)
-        absent = bool(lacks and lacks[0] and lacks[0].intersection(*lacks[1:]))
-        if lacks and not absent:
+        absent = bool(self.absent)
+        if self._usable() and not absent:
             return None
         states = [provider.state for provider in self._providers.values()]
         if _State.GIVEN_UP in states:

@@ -47,11 +47,11 @@ Step = Callable[[Snapshot | None, int, int | None], None]
 
 
 def reporting(running: Running, watch: Watch | None) -> Step:
-    """Make what notes each step of a fetch, and tells `watch` of it once the size is known."""
+    """Make what notes each step of a fetch, and tells `watch` of it."""
 
     def step(snapshot: Snapshot | None, present: int, size: int | None) -> None:
         running.snapshot, running.present, running.size = snapshot, present, size
-        if watch is not None and size is not None:
+        if watch is not None:
             watch(running)
 
     return step

@@ -90,6 +90,10 @@ class Schedule:
         if self._exhausted:
             yield from self._ask_again(now)
 
+    def can_ask(self, circuit: Circuit, now: float) -> bool:
+        """Tell whether `plan` would ask for something on this circuit, if others leave it anything."""
+        return not self._exhausted and circuit.room(now) >= circuit.batch and self._budget() > 0
+
     def arrive(self, request: Request, reference: bytes) -> bool:
         """Note that a chunk came that was asked for; returns whether it is the first time."""
         first = self.asked.arrive(request, reference)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from fnmatch import translate
 
 from overlay.errors import MalformedError
-from overlay.files.manifest import MAX_PATH_BYTES, Entry
+from overlay.files.manifest import Entry
+from overlay.files.manifest_paths import MAX_PATH_BYTES
 
 _ANY_DEPTH = "**"
 

@@ -15,7 +15,7 @@ from overlay.files.in_order import Take, read_in_order
 from overlay.files.links import MAX_PROVIDERS, FileLink
 from overlay.files.order import Order
 from overlay.files.pace import Pace
-from overlay.files.paths import is_folder
+from overlay.files.paths import check_free, is_folder
 from overlay.files.pinning import pin_link
 from overlay.files.pins import PINS_SCHEMA, Pin, Pins
 from overlay.files.providers import Candidates
@@ -61,8 +61,8 @@ class Files:
         """
         await self._shares.load()
         await self._pins.load()
-        self._node.chunks.sources += [self._shares, self._pins]
-        self._node.chunks.unfolding.append(self._shares.unfold)
+        self._node.chunks.sources += [self._shares.chunks, self._pins]
+        self._node.chunks.unfolding.append(self._shares.chunks.unfold)
 
     async def share(self, path: Path, name: str = "", progress: Progress | None = None) -> FileLink:
         """Offer a file. It is read once, nothing is copied, and it must stay where it is.
@@ -156,7 +156,7 @@ class Files:
 
         Args:
             link: which.
-            progress: told after each step, while it is known how much there is.
+            progress: told after each step.
 
         Returns:
             the pin, and a link that names this node.
@@ -204,7 +204,7 @@ class Files:
         Args:
             link: which.
             destination: a folder, where it gets the link's name, or the path to write.
-            progress: told after each step; only while the size is known.
+            progress: told after each step.
             overwrite: whether a file that is there may be replaced, when this one is whole.
             rate: bytes of chunks a second that may come at most; `limit` changes it meanwhile.
 
@@ -226,6 +226,8 @@ class Files:
         if link.kind == "folder":
             raise RefusedError("this link is one of a folder, not of a file")
         path = await _target_path(link, destination)
+        if not overwrite:
+            await check_free(path)
         running = Running("get", link.name, path, link.size, limit=Limiter(rate))
         async with open_target(path, link.capability, size=link.size, overwrite=overwrite) as target:
             with self._fetching(running, link):
@@ -281,7 +283,7 @@ class Files:
 
         Args:
             order: what, and where to.
-            progress: told after each step; only while the size is known.
+            progress: told after each step.
             rate: see `get`.
 
         Returns:
@@ -349,7 +351,7 @@ class Files:
             share.capability,
             providers=(self._node.locators.own.encoded,),
             name=safe_basename(share.name),
-            size=share.size if is_file else await manifest_bytes(self._shares, share.capability),
+            size=share.size if is_file else await manifest_bytes(self._shares.chunks, share.capability),
             kind=share.kind,
         )
 

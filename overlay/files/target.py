@@ -27,7 +27,7 @@ from anyio import to_thread
 from overlay.errors import StorageError
 from overlay.files.partial import Details, PartialFiles, open_partial
 from overlay.units.capability import ReadCapability
-from overlay.units.tree import WINDOW_LEAVES, Piece, Place, TreeReader
+from overlay.units.tree import Piece, Place, TreeReader
 
 EXAMINED_AT_ONCE = 512
 """Places looked for on disk between two chances to write or to be cancelled: 16 MiB, some 30 ms."""
@@ -46,13 +46,10 @@ class Target:
         tree: which chunks are wanted, and how much is there. Chunks are handed to the target, not to it.
     """
 
-    def __init__(
-        self, path: Path, tree: TreeReader, files: PartialFiles, examined: Callable[[int], None] | None
-    ) -> None:
+    def __init__(self, path: Path, tree: TreeReader, files: PartialFiles) -> None:
         self.path = path
         self.tree = tree
         self._files = files
-        self._examined = examined
         self._is_sized = tree.size is not None
         self._pieces: list[Piece] = []
         self._nodes: list[tuple[int, bytes]] = []
@@ -160,8 +157,6 @@ class Target:
             self.tree.settle(place, held=held)
             if chunk:
                 self.take(place.reference, chunk)
-        if self._examined is not None:
-            self._examined(self.tree.present)
 
     async def _run(self, work: Callable[[], _T]) -> _T:
         try:
@@ -184,25 +179,22 @@ async def open_target(
     *,
     size: int | None = None,
     overwrite: bool = False,
-    window: int = WINDOW_LEAVES,
-    examined: Callable[[int], None] | None = None,
     folder: int | None = None,
     nameless: bool = False,
 ) -> AsyncGenerator[Target, None]:
     """Begin to fetch a file, or go on with it: what an earlier run left is verified first.
 
-    Left without `Target.finish`, also by an error or cancelled, everything is kept for the next time.
+    That takes a second for 0.3 GB. Left without `Target.finish`, also by an error or cancelled, everything is
+    kept for the next time.
 
     Args:
         path: where the file will be, in a folder that exists.
         capability: what it is.
         size: bytes that it is said to have; content of any other length is refused.
         overwrite: whether the target may exist; it is replaced when the new file is finished.
-        window: see `TreeReader`.
         folder: descriptor of the folder that the file is in, where names on the way to it cannot be trusted:
             `path` is only shown then.
         nameless: whether it is never finished, only read: then anything may have its name.
-        examined: told, while remains are verified, how many bytes of content are there: 0.3 GB in a second.
 
     Raises:
         RefusedError: the target exists, or is a folder, a link or no file at all; or it is being fetched by
@@ -215,8 +207,8 @@ async def open_target(
     try:
         if size is not None:
             await to_thread.run_sync(files.check_room, size)
-        tree = TreeReader(capability, size=size, window=window, resume=not files.empty)
-        target = Target(path, tree, files, examined)
+        tree = TreeReader(capability, size=size, resume=not files.empty)
+        target = Target(path, tree, files)
         try:
             await target.flush()
             yield target

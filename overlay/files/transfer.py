@@ -32,6 +32,7 @@ from overlay.files.circuits import Circuit
 from overlay.files.goodput import Goodput, Trials, laggard
 from overlay.files.providers import Candidates, Providers, Reason
 from overlay.files.schedule import Schedule, Source
+from overlay.identity import NodeIdentifier
 
 MAX_CIRCUITS = 8
 """Circuits of one transfer: raw onion streams gained little beyond, and each burdens six relays."""
@@ -92,7 +93,6 @@ class Transfer:
         candidates: who may have them.
         chunk_bytes: size of each chunk.
         max_circuits: circuits at once.
-        max_outstanding: bytes asked for at once.
 
     Attributes:
         failure: why the transfer is over and not done; None otherwise.
@@ -105,14 +105,13 @@ class Transfer:
         *,
         chunk_bytes: int,
         max_circuits: int = MAX_CIRCUITS,
-        max_outstanding: int = MAX_OUTSTANDING,
     ) -> None:
         self.failure: Reason | None = None
         self._source = source
         self._providers = Providers(candidates.named)
         self._others = candidates.others
         self._chunk = chunk_bytes
-        self._schedule = Schedule(source, self._providers, chunk_bytes, max_outstanding)
+        self._schedule = Schedule(source, self._providers, chunk_bytes, MAX_OUTSTANDING)
         self._circuits = self._schedule.circuits
         self._requests = self._schedule.requests
         self._goodput = Goodput()
@@ -133,7 +132,10 @@ class Transfer:
         return self._source.finished
 
     def limit_outstanding(self, count: int) -> None:
-        """Ask for at most `count` bytes at once, from now on: less where what comes is held up here."""
+        """Ask for at most `count` bytes at once, from now on: less where what comes is held up here.
+
+        Until then it is `MAX_OUTSTANDING`.
+        """
         self._schedule.max_outstanding = max(count, self._chunk)
 
     def next_actions(self, now: float) -> list[Action]:
@@ -173,9 +175,9 @@ class Transfer:
             rate=rate,
             seconds_left=missing / rate if missing is not None and goes_on else None,
             circuits=len(circuits),
-            opening=len(self._circuits) - len(circuits),
             providers=len({circuit.provider for circuit in circuits}),
             outstanding=len(self._schedule.asked),
+            absent=self._providers.absent if self.failure else (),
         )
 
     def opened(self, number: int, now: float) -> None:
@@ -205,17 +207,22 @@ class Transfer:
             if not circuit.delivered:
                 self._providers.failed(circuit.provider, now)
 
-    def progressed(self, number: int, reference: bytes, now: float) -> None:
-        """A chunk came, was verified, and the source has it."""
+    def progressed(self, number: int, reference: bytes, now: float) -> bool:
+        """A chunk came, was verified, and the source has it.
+
+        Returns:
+            whether its circuit has room for another request, so that `next_actions` should not wait.
+        """
         self._providers.arrived(reference)
         request = self._requests.get(number)
         if request is None:
-            return
+            return False
         circuit = self._circuits[request.circuit]
         if circuit.arrive(request, reference, now):
             self._providers.served(request.provider, circuit.mean_rate)
             if self._schedule.arrive(request, reference):
                 self._goodput.add(self._chunk, now)
+        return self._schedule.can_ask(circuit, now)
 
     def answered(self, number: int, arrived: Collection[bytes], now: float) -> None:
         """A request is over; the provider has none of its chunks but those that `arrived`."""
@@ -313,6 +320,7 @@ class Transfer:
         return min(allowed, max(least, int(self._work / paying)))
 
     def _open(self) -> None:
+        useless = self._leave_those_without()
         target = self._target()
         late = self._now - SLOW_OPENING
         counted = [it for it in self._circuits.values() if it.opened_at is not None or it.began > late]
@@ -321,13 +329,27 @@ class Transfer:
         begun = Counter(circuit.provider for circuit in self._circuits.values())
         fresh = {circuit.provider for circuit in self._circuits.values() if circuit.began > late}
         for _ in range(min(target - len(counted), self._max_circuits - len(self._circuits))):
-            provider = self._providers.pick(begun, fresh, self._trials.allowed, self._now)
+            provider = self._providers.pick(begun, fresh, self._trials.allowed, self._now, useless)
             if provider is None:
                 return
             begun[provider] += 1
             circuit = Circuit(next(self._numbers), provider, self._chunk, self._now)
             self._circuits[circuit.number] = circuit
             self._actions.append(Open(circuit.number, provider))
+
+    def _leave_those_without(self) -> set[NodeIdentifier]:
+        """Give up circuits to providers that have nothing of what is wanted, and tell which these are.
+
+        They would stay for good, as nothing is asked on them that could fail, and take the places of
+        circuits to somebody who was not reached yet and may have it.
+        """
+        if not self._providers.lacked:
+            return set()
+        useless = self._providers.useless(self._source.wanted(VISIBLE_CHUNKS))
+        for circuit in list(self._circuits.values()):
+            if circuit.provider in useless and not circuit.requests:
+                self._close(circuit)
+        return useless
 
     def _surplus(self, circuits: list[Circuit], target: int) -> list[Circuit]:
         """Circuits that are not worth opening any more, and open ones that are not allowed any more."""

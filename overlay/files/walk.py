@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overlay.errors import NotFoundError, RefusedError
-from overlay.files.manifest import Entry, check_path, fold, write_manifest
+from overlay.files.manifest import Entry, write_manifest
+from overlay.files.manifest_paths import check_path, fold
 
 BATCH_ITEMS = 256
 """Files looked at in one step of a thread: some milliseconds."""

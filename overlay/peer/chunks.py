@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container, Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import Protocol
 
 from overlay.channel.driver import Channel
-from overlay.errors import MalformedError, NotFoundError, UnreachableError, VerificationError
+from overlay.errors import MalformedError, NotFoundError, RefusedError, UnreachableError, VerificationError
 from overlay.identity import NodeIdentifier
 from overlay.peer.accept import Accept, Delivery, Reply
 from overlay.peer.limits import Limiter
@@ -22,6 +21,7 @@ from overlay.peer.links import Lane
 from overlay.peer.places import Places
 from overlay.peer.pull import Pull
 from overlay.peer.push import Push
+from overlay.peer.reputation import ReputationManager
 from overlay.peer.storage import StorageManager
 from overlay.units.eris import chunk_reference, valid_chunk_size
 
@@ -47,8 +47,13 @@ MAX_STORES_OF_CHANNEL = 4
 STORE_PATIENCE = 20.0
 """Seconds that a request to store waits here until others are done: 2 MiB take less over most circuits."""
 
-_READ_CHUNKS = 4
-"""Chunks read at once: a caller who takes nothing holds up no more than these."""
+STORE_SECONDS = 15.0
+"""Seconds that a request to store may leave this node waiting for its chunks in all, while others wait: 2 MiB
+at a fifth of what one circuit carries. Who sends a chunk now and then would keep its place for minutes."""
+
+_READ_CHUNKS = 8
+"""Chunks read at once, in one step of a thread: a caller who takes nothing holds up no more than these, so
+all who may be served at once 32 MiB."""
 
 
 _WRONG_CHUNK = "a node sent a chunk that is not the one that was asked for"
@@ -87,6 +92,8 @@ class Chunks:
     Args:
         push, pull, accept: blocks of this node.
         storage: where chunks of others are kept here.
+        reputation: notes who refuses to store something, which is asked under this node's name; nothing of
+            whom it fetches from, which happens anonymously.
         clock: seconds since 1970.
 
     Attributes:
@@ -103,13 +110,17 @@ class Chunks:
         pull: Pull,
         accept: Accept,
         storage: StorageManager,
+        reputation: ReputationManager,
         clock: Callable[[], float],
     ) -> None:
         self._push = push
         self._pull = pull
         self._storage = storage
+        self._reputation = reputation
         self._clock = clock
-        self._stores = Places(MAX_STORES, each=MAX_STORES_OF_CHANNEL, patience=STORE_PATIENCE)
+        self._stores = Places(
+            MAX_STORES, each=MAX_STORES_OF_CHANNEL, patience=STORE_PATIENCE, whole=STORE_SECONDS
+        )
         self.sources: list[ChunkSource] = []
         self.unfolding: list[Unfold] = []
         self.up = Limiter()
@@ -122,7 +133,8 @@ class Chunks:
         """Have `node` keep at most `BATCH_CHUNKS` chunks; when this returns they are on its disk.
 
         Raises:
-            RefusedError: it does not take them, for example because its quota is used up.
+            RefusedError: it does not take them, for example because its quota is used up, which counts when
+                nodes are chosen next; or this node may not dial it.
             UnreachableError, NotFoundError, VerificationError: see `Push`.
             MalformedError: too many at once.
         """
@@ -131,7 +143,19 @@ class Chunks:
         # Before anything is asked: the node has to answer soon after the request was begun.
         for chunk in chunks:
             await self.up.pass_on(len(chunk), node)
-        await self._push(node, STORE, lane=Lane.BULK, parts=partial(_each, chunks))
+        asked = False
+
+        def parts() -> AsyncGenerator[bytes, None]:
+            nonlocal asked
+            asked = True
+            return _each(chunks)
+
+        try:
+            await self._push(node, STORE, lane=Lane.BULK, parts=parts)
+        except RefusedError:
+            if asked:  # else this node refused to dial, which is not the other's doing
+                self._reputation.note(node, "refused", self._clock())
+            raise
 
     async def fetch(self, node: NodeIdentifier, references: Sequence[bytes]) -> dict[bytes, bytes]:
         """Ask `node`, without showing who asks, for at most `BATCH_CHUNKS` chunks.

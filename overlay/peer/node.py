@@ -178,6 +178,7 @@ class Node:
             pull=self.pull,
             accept=self.accept,
             storage=self.storage,
+            reputation=self.reputation,
             clock=clock,
         )
         self._directory = self._serve_directory(database) if options.directory else None

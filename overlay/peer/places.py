@@ -25,6 +25,7 @@ class Place:
         given: set once it is taken.
         still: whether the transfer waits for its caller.
         since: from when on.
+        waited: seconds for which it did so before.
     """
 
     def __init__(self, places: Places, owner: Hashable) -> None:
@@ -33,7 +34,13 @@ class Place:
         self.given = anyio.Event()
         self.still = False
         self.since = 0.0
+        self.waited = 0.0
         self._places = places
+
+    @property
+    def ends_at(self) -> float:
+        """When a transfer that stands still is ended, if somebody else needs its place."""
+        return self.since + min(STILL_SECONDS, self._places.whole - self.waited)
 
     @property
     def wanted(self) -> bool:
@@ -49,6 +56,7 @@ class Place:
             yield
         finally:
             self.still, self.scope.deadline = False, math.inf
+            self.waited += anyio.current_time() - self.since
             self._places.press()
 
 
@@ -56,15 +64,22 @@ class Places:
     """Places for transfers. Where all are taken, newcomers wait, and those with the fewest places come first.
 
     So who asks for much competes with itself first. A transfer that moves is never ended for another. One
-    that stands still is: else a few callers who take nothing, which costs nothing, would keep everybody out.
+    that stands still is: else a few callers who take nothing, which costs nothing, would keep everybody out;
+    or who take or bring a little now and then, where `whole` bounds that.
 
     Args:
         limit: how many there are.
         each: how many of them one owner has at most.
         patience: seconds for which a newcomer waits.
+        whole: seconds for which a transfer may wait for its caller in all while somebody waits for its place.
+            Needed where it keeps the place to its end; less than `patience`, or who waits gains nothing.
+
+    Attributes:
+        whole: as given.
     """
 
-    def __init__(self, limit: int, *, each: int, patience: float) -> None:
+    def __init__(self, limit: int, *, each: int, patience: float, whole: float = math.inf) -> None:
+        self.whole = whole
         self._limit = limit
         self._each = each
         self._patience = patience
@@ -104,7 +119,7 @@ class Places:
         )
 
     def press(self) -> None:
-        """Let as many of those that stand still go as others need: first who has done so for longest.
+        """Let as many of those that stand still go as others need: first whose time is over first.
 
         Only owners with fewer places press: else what waits of one would end what stands still of the same.
         Called whenever somebody begins or ends to wait or to stand still.
@@ -112,10 +127,10 @@ class Places:
         if not (self._waiting or self._pressing):
             return
         least, wanted = self._needed()
-        still = sorted((place for place in self._held if place.still), key=lambda place: place.since)
+        still = sorted((place for place in self._held if place.still), key=lambda place: place.ends_at)
         for place in still:
             pressed = wanted > 0 and self._counts[place.owner] > least and not place.scope.cancel_called
-            place.scope.deadline = place.since + STILL_SECONDS if pressed else math.inf
+            place.scope.deadline = place.ends_at if pressed else math.inf
             wanted -= pressed
         self._pressing = bool(self._waiting)
 
@@ -155,11 +170,17 @@ class Places:
             del self._held[place]
             self._counts[place.owner] -= 1
             self._counts += Counter()  # forgets who has none
+            self._put_last(place.owner)
         else:
             self._leave_queue(place)
         if self._waiting:
             self._hand_on()
             self.press()
+
+    def _put_last(self, owner: Hashable) -> None:
+        """Put what waits of an owner who just had a place behind those who have waited meanwhile."""
+        if owner in self._waiting:
+            self._waiting[owner] = self._waiting.pop(owner)
 
     def _leave_queue(self, place: Place) -> None:
         queue = self._waiting.get(place.owner)

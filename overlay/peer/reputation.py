@@ -2,15 +2,17 @@
 
 It is this node's own experience only: hearsay could be made up, since identifiers cost nothing. For the
 same reason a node that is unknown counts as neutral, never as good, and what can be forged cheaply (faults
-of throw-away identifiers) can never push out what cannot (long good service).
+of throw-away identifiers) can never push out what cannot (a good name of long standing).
 
 Only deeds count that a node did to this one under its name. Whatever a node does to an anonymous caller, good
 or bad, leaves no mark: a node that was made up for one link could see from being preferred, or shunned, who
-had used the link. A transfer sees for itself who is of use to it, and forgets it at its end.
+had used the link. A transfer sees for itself who is of use to it and who lies, and forgets it at its end.
+Nor does it earn anything to take what is to be stored: whether it is kept shows only to who fetches it, and a
+node that takes all and keeps nothing would be the first that is chosen.
 
 A score is the sum of two memories. *Performance* tells whether a node is of use now; it fades within hours,
-because nodes behind onion services come and go, and it is bounded both ways, so that no merit pays for a
-lie and no absence looks like one. *Faults* are what no honest node does; they fade within weeks.
+because nodes behind onion services come and go, and it is bounded both ways, so that no merit pays for
+faults and no absence looks like one. *Faults* are what no honest node does; they fade within weeks.
 """
 
 from __future__ import annotations
@@ -25,31 +27,32 @@ import apsw
 from overlay.database import Database, Schema
 from overlay.identity import NodeIdentifier
 
-Deed = Literal["answered", "served", "refused", "unreachable", "violation", "lied"]
-"""What a node did: answered a call, served what was asked, said no, could not be reached or was too slow,
-broke the protocol, sent what does not fit its identifier."""
+Deed = Literal["answered", "refused", "unreachable", "violation"]
+"""What a node did: answered a call, refused to store something, could not be reached or was too slow, broke
+the protocol, also by sending what does not verify."""
 
-PERFORMANCE: dict[Deed, float] = {"answered": 1.0, "served": 2.0, "refused": -0.5, "unreachable": -2.0}
+PERFORMANCE: dict[Deed, float] = {"answered": 1.0, "refused": -2.0, "unreachable": -2.0}
 """A failure outweighs an answer, because it costs its timeout: tens of seconds against a few. A refusal is
-a node's right, and only makes another one the better choice."""
+a node's right; it outweighs the answer to the call before it, so that next time others are asked first."""
 
-FAULTS: dict[Deed, float] = {"violation": 16.0, "lied": 64.0}
-"""A violation can be another version's mistake, so it takes two of them to be distrusted; a lie cannot."""
+FAULTS: dict[Deed, float] = {"violation": 16.0}
+"""A violation can be another version's mistake, so it takes two of them to be distrusted."""
 
 PERFORMANCE_HALF_LIFE = 6 * 3600.0
 """Seconds: what happened this morning says something about tonight, what happened last week does not."""
 
 FAULT_HALF_LIFE = 14 * 24 * 3600.0
-"""Seconds: a node that lied once is tried again after about three weeks; its software may be mended."""
+"""Seconds: a node that broke the protocol four times is tried again after three weeks: it may be mended."""
 
 PERFORMANCE_LIMIT = 16.0
-"""The most that performance counts, either way: reached by eight services or eight failures in a row."""
+"""The most that performance counts, either way: reached by 16 answers or eight failures in a row."""
 
 FAULT_LIMIT = 256.0
 """The most that faults count: nobody is distrusted for more than about two months after the last one."""
 
 TRUST_THRESHOLD = -24.0
-"""Below it a node is not chosen at all: failures alone end at -16, a lie of the best node begins at -48."""
+"""Below it a node is not chosen at all: failures alone end at -16, three violations of the best node begin at
+-32."""
 
 MAX_PEERS = 4096
 """Nodes remembered, about 1 MiB of memory; a node deals with some hundreds in the weeks that count."""
@@ -173,8 +176,8 @@ class ReputationManager:
     def _forget(self, now: float) -> None:
         """Forget those of whom least is known, among the good or the bad, whichever are more.
 
-        Taken from the larger half, a flood of identifiers that lie cannot push out the good ones, nor a
-        flood of obliging ones the liars.
+        Taken from the larger half, a flood of identifiers that misbehave cannot push out the good ones, nor a
+        flood of obliging ones the faulty.
         """
         faded = {identifier: standing.faded(now) for identifier, standing in self._standings.items()}
         bad = [identifier for identifier, standing in faded.items() if standing.score(now) < 0]

@@ -156,15 +156,15 @@ class StorageManager:
             await self._database.write(partial(_delete_damaged, references=damaged))
         return found
 
-    async def has(self, references: Sequence[bytes], *, own: bool = False) -> list[bool]:
-        """Tell of each reference whether its chunk is kept, without reading it; otherwise as `get`.
+    async def has(self, references: Sequence[bytes]) -> list[bool]:
+        """Tell of each reference whether its chunk is kept for others, without reading it.
 
         Raises:
             MalformedError: too many references.
             StorageError: see `get`.
         """
         _check_batch(references)
-        return await self._database.read(partial(_has, references=references, own=own))
+        return await self._database.read(partial(_has, references=references, own=False))
 
     async def owned(self, references: Sequence[bytes]) -> list[bool]:
         """Tell of each reference whether its chunk is kept for this node itself, without reading it.
@@ -174,7 +174,7 @@ class StorageManager:
             StorageError: see `get`.
         """
         _check_batch(references)
-        return await self._database.read(partial(_owned, references=references))
+        return await self._database.read(partial(_has, references=references, own=True))
 
     async def discard(self, references: Sequence[bytes]) -> None:
         """Give up chunks that this node kept for itself; what it keeps for others stays.
@@ -328,13 +328,8 @@ def _delete_damaged(connection: apsw.Connection, references: Sequence[bytes]) ->
 
 
 def _has(connection: apsw.Connection, references: Sequence[bytes], *, own: bool) -> list[bool]:
-    query = "SELECT EXISTS (SELECT 1 FROM chunks WHERE reference = ? AND own <= ?)"
+    query = "SELECT EXISTS (SELECT 1 FROM chunks WHERE reference = ? AND own = ?)"
     return [bool(connection.execute(query, (reference, own)).get) for reference in references]
-
-
-def _owned(connection: apsw.Connection, references: Sequence[bytes]) -> list[bool]:
-    query = "SELECT EXISTS (SELECT 1 FROM chunks WHERE reference = ? AND own = 1)"
-    return [bool(connection.execute(query, (reference,)).get) for reference in references]
 
 
 def _discard(connection: apsw.Connection, references: Sequence[bytes]) -> None:

@@ -19,7 +19,12 @@ UNIT_KEY_BYTES = 32
 
 @dataclass(frozen=True, slots=True, order=True)
 class UnitIdentifier:
-    """32 bytes that name a unit."""
+    """32 bytes that name a unit.
+
+    Attributes:
+        value: of an immutable unit the reference of its chunk, or of the root of its tree; of a living one
+            see `of_key`.
+    """
 
     value: bytes
 
@@ -31,15 +36,6 @@ class UnitIdentifier:
         """
         if len(self.value) != IDENTIFIER_BYTES:
             raise MalformedError(f"a unit identifier has {IDENTIFIER_BYTES} bytes, not {len(self.value)}")
-
-    @classmethod
-    def of_content(cls, reference: bytes) -> Self:
-        """The identifier of an immutable unit: the reference of its chunk, or of the root of its tree.
-
-        Raises:
-            MalformedError: not 32 bytes.
-        """
-        return cls(reference)
 
     @classmethod
     def of_key(cls, public: bytes) -> Self:

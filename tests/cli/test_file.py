@@ -177,6 +177,8 @@ def test_status(overlay: Command, scripted: Start) -> None:
     async def status(_args: Anything, answers: Answers) -> JSON:
         await answers.item(RUNNING)
         await answers.item({**RUNNING, "path": EVIL, "limit": 65536, "left": None, "circuits": 0})
+        await answers.item({**RUNNING, "size": None, "present": 0, "circuits": 0, "stage": "looking"})
+        await answers.item({**RUNNING, "present": RUNNING["size"], "circuits": 0, "chunks": 0})
         for task in ("get", "chat", "pin", "read"):
             path = RUNNING["path"] if task in {"get", "chat"} else None
             await answers.item({**RUNNING, "task": task, "name": f"{task}{EVIL}", "path": path})
@@ -187,7 +189,14 @@ def test_status(overlay: Command, scripted: Start) -> None:
         "/tmp/plan",  # noqa: S108 - nothing is written
         FIGURES_LINE,
         "\\x1b[2J\\u202e",
-        "  1.0 MiB of 4.0 MiB, 1.0 MiB/s, no circuit now, 12 chunks asked for, limited to 64.0 KiB/s",
+        (
+            "  1.0 MiB of 4.0 MiB, no provider is connected, still trying, 12 chunks asked for, "
+            "limited to 64.0 KiB/s"
+        ),
+        "/tmp/plan",  # noqa: S108 - nothing is written
+        "  0 B, looking at what is there, 12 chunks asked for",
+        "/tmp/plan",  # noqa: S108 - nothing is written
+        "  4.0 MiB of 4.0 MiB",
         "/tmp/plan",  # noqa: S108 - nothing is written
         FIGURES_LINE,
         "/tmp/plan (posted)",  # noqa: S108 - nothing is written
@@ -200,6 +209,60 @@ def test_status(overlay: Command, scripted: Start) -> None:
     ]
     first, *_others = overlay("--json", "file", "status").lines
     assert first == RUNNING
+
+
+def taking(args: list[dict[str, Any]]) -> Handler[Any]:
+    """Notes what a verb is asked with."""
+
+    async def run(given: Told, _answers: Answers) -> JSON:
+        args.append({name: each for name in ("path", "rate", "down") if (each := getattr(given, name)) != ""})
+        return {}
+
+    return Handler(Told, run)
+
+
+class Told(Arguments, frozen=True, forbid_unknown_fields=False):
+    path: str = ""
+    rate: int | str | None = ""
+    down: int | str | None = ""
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "rate"),
+    [
+        ((), "{here}", {}),
+        (("-o", "new"), "{here}/new", {}),
+        (("-o", "new/"), "{here}/new/", {}),
+        (("-o", "new/."), "{here}/new/", {}),
+        (("-o", "/"), "/", {}),
+        (("--rate", "none"), "{here}", {}),
+        (("--rate", "64K"), "{here}", {"rate": 65_536}),
+    ],
+)
+def test_where_a_file_is_put_and_how_fast(
+    overlay: Command, scripted: Start, words: tuple[str, ...], path: str, rate: dict[str, int]
+) -> None:
+    args: list[dict[str, Any]] = []
+    scripted({"file.get": taking(args)})
+    assert overlay("file", "get", "urn", *words).code == 0
+    assert args == [{"path": path.format(here=Path.cwd()), **rate}]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("file", "share", ""),
+        ("file", "put", ""),
+        ("file", "get", "urn", "-o", ""),
+        ("file", "limit", "", "--down", "none"),
+        ("chat", "post", "club", ""),
+        ("chat", "get", "club", "plan", "-o", ""),
+    ],
+)
+def test_an_empty_path_means_nothing(overlay: Command, words: tuple[str, ...]) -> None:
+    done = overlay(*words)
+    assert (done.code, done.out) == (2, "")
+    assert "a path is empty: name a file or a folder" in done.err
 
 
 def limits(answer: dict[str, JSON]) -> Handler[Any]:

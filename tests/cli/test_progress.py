@@ -51,9 +51,19 @@ FIGURES: Mapping[str, JSON] = {"rate": 1 << 20, "left": 9, "circuits": 3, "provi
             f"get [######{'-' * 18}]  25% 3.0 MiB of 12.0 MiB, 1.0 MiB/s, 9 s left, 3 circuits to 1 node",
         ),
         (
-            {**FIGURES, "circuits": 0},
+            {**FIGURES, "left": None},
             78,
-            "get [##--------]  25% 3.0 MiB of 12.0 MiB, 1.0 MiB/s, 9 s left, no circuit now",
+            "get [###-----------]  25% 3.0 MiB of 12.0 MiB, 1.0 MiB/s, 3 circuits to 1 node",
+        ),
+        (
+            {**FIGURES, "circuits": 0, "stage": "connecting"},
+            78,
+            "get [#------]  25% 3.0 MiB of 12.0 MiB, no provider is connected, still trying",
+        ),
+        (
+            {**FIGURES, "circuits": 0, "stage": "looking"},
+            78,
+            "get [#####----------------]  25% 3.0 MiB of 12.0 MiB, looking at what is there",
         ),
         (FIGURES, 60, "get [##------]  25% 3.0 MiB of 12.0 MiB, 1.0 MiB/s, 9 s left"),
         (FIGURES, 20, "get [#-----]  25% 3.0 MiB of 12.0 MiB"[:20]),
@@ -66,6 +76,30 @@ def test_what_the_node_says_comes_first_and_the_line_fits(
     drawn = draw("get", 3 << 20, 12 << 20, 100.0, 1, more=more, width=width)
     assert drawn == line
     assert len(drawn) <= width
+
+
+def test_without_a_total_there_is_no_bar() -> None:
+    assert draw("get", 3 << 20, 0, 1.0, 1, more=FIGURES) == "get 3.0 MiB, 1.0 MiB/s, 3 circuits to 1 node"
+    more = {**FIGURES, "circuits": 0, "stage": "connecting"}
+    assert draw("get", 3 << 20, 0, 1.0, 1, more=more) == (
+        "get 3.0 MiB, no provider is connected, still trying"
+    )
+    assert draw("get", 0, 0, 1.0, 1, more={**more, "stage": "looking"}) == "get 0 B, looking at what is there"
+    assert draw("get", 3 << 20, 0, 1.0, 1, more=FIGURES, width=20) == "get 3.0 MiB, 1.0 MiB"
+
+
+def test_without_a_total_programs_get_no_line() -> None:
+    stream = io.StringIO()
+    with ProgressLines(stream, Clock()) as progress:
+        progress(3 << 20, 0, FIGURES)
+        progress(3 << 20, 4 << 20, FIGURES)
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line)["progress"]["total"] == 4 << 20
+
+
+def test_what_is_whole_needs_no_provider() -> None:
+    line = draw("get", 3 << 20, 3 << 20, 1.0, 1, more={**FIGURES, "circuits": 0})
+    assert line == f"get [{'#' * 24}] 100% 3.0 MiB of 3.0 MiB"
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(1, 200))

@@ -26,6 +26,8 @@ from overlay.errors import (
     StorageError,
     TransportUnavailableError,
 )
+from overlay.files.actions import Snapshot
+from overlay.files.running import Running
 from overlay.files.service import FILES_SCHEMAS, Files
 from overlay.testing.nodes import World, introduce
 from overlay.transports.memory import MemoryNetwork, MemoryTransport
@@ -189,6 +191,59 @@ async def test_a_file_goes_and_comes(pair: tuple[Caller, Caller], tmp_path: Path
         await ann.call("chat.get", session="Files", file="a.txt", path=str(tmp_path / "other"))
 
 
+async def test_a_slash_at_the_end_of_a_path_means_a_folder(
+    pair: tuple[Caller, Caller], tmp_path: Path
+) -> None:
+    ann, bob = pair
+    await ann.call("chat.create", title="Files")
+    source = anyio.Path(tmp_path / "a.txt")
+    await source.write_bytes(b"content")
+    await ann.call("chat.post", session="Files", path=str(source))
+    link = (await ann.call("file.share", path=str(source)))["link"]
+    for name in ("new", "a.txt"):
+        path = f"{tmp_path}/{name}/"
+        with pytest.raises(NotFoundError, match=f"there is no folder {path[:-1]}: make it"):
+            await bob.call("file.get", link=link, path=path)
+        with pytest.raises(NotFoundError, match=f"there is no folder {path[:-1]}: make it"):
+            await ann.call("chat.get", session="Files", file="a.txt", path=path)
+    assert [each.name async for each in anyio.Path(tmp_path).iterdir()] == ["a.txt"]
+    await anyio.Path(tmp_path / "new").mkdir()
+    got = await bob.call("file.get", link=link, path=f"{tmp_path}/new/")
+    assert got == {"path": f"{tmp_path}/new/a.txt", "size": 7}
+
+
+async def test_a_file_that_is_there_can_be_replaced_as_the_error_says(
+    pair: tuple[Caller, Caller], tmp_path: Path
+) -> None:
+    ann, bob = pair
+    source, there = anyio.Path(tmp_path / "a.txt"), anyio.Path(tmp_path / "there")
+    await source.write_bytes(b"content")
+    await there.write_bytes(b"old")
+    link = (await ann.call("file.share", path=str(source)))["link"]
+    with pytest.raises(RefusedError, match=r"there exists already: .* replace what is there with --force"):
+        await bob.call("file.get", link=link, path=str(there))
+    assert await there.read_bytes() == b"old"
+    await bob.call("file.get", link=link, path=str(there), overwrite=True)
+    assert await there.read_bytes() == b"content"
+
+
+async def test_a_folder_that_is_being_fetched_is_named_as_it_will_be_called(
+    pair: tuple[Caller, Caller], tmp_path: Path
+) -> None:
+    ann, bob = pair
+    source = anyio.Path(tmp_path / "garden")
+    await source.mkdir()
+    await (source / "rose").write_bytes(bytes(range(256)) * 8192)
+    link = (await ann.call("file.share", path=str(source)))["link"]
+    await bob.call("file.limit", down=16_384)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: bob.call("file.get", link=link, path=str(tmp_path / "to")))
+        await until_it_runs(bob)
+        with pytest.raises(RefusedError, match="/to/garden is being fetched already: wait"):
+            await bob.call("file.get", link=link, path=str(tmp_path / "to"))
+        await bob.call("file.limit", down=None)
+
+
 @pytest.mark.parametrize("name", ["y" * 256, "y" * 300 + "/z"])
 async def test_a_name_that_no_file_can_have_ends_nothing_but_the_command(
     pair: tuple[Caller, Caller], tmp_path: Path, name: str
@@ -344,10 +399,29 @@ async def test_a_fetch_is_limited_shown_and_set_free_while_it_runs(
             await anyio.sleep(0.01)
             status = await bob.items("file.status")
         assert (status[0]["path"], status[0]["limit"]) == (copy, 16_384)
+        assert status[0]["stage"] == "fetching"
         assert status[0]["chunks"] <= 2  # four seconds of the limit
         assert await bob.call("file.limit", path=copy, down=None) == {"path": copy, "down": None}
     assert await anyio.Path(copy).read_bytes() == await source.read_bytes()
     assert await bob.items("file.status") == []
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "stage"),
+    [
+        (None, "looking"),
+        (Snapshot(1, 0.5, None, circuits=0, providers=0, outstanding=0), "connecting"),
+        (Snapshot(1, 0.5, None, circuits=2, providers=1, outstanding=0), "fetching"),
+    ],
+)
+async def test_a_fetch_says_what_it_is_about(
+    pair: tuple[Caller, Caller], snapshot: Snapshot | None, stage: str
+) -> None:
+    ann, _ = pair
+    running = Running("get", "plan", Path("/plan"), 9, present=1, snapshot=snapshot)
+    with ann.runtime.services.files.running.showing(running):
+        (shown,) = await ann.items("file.status")
+    assert (shown["stage"], shown["circuits"]) == (stage, 0 if snapshot is None else snapshot.circuits)
 
 
 async def until_it_runs(caller: Caller) -> Any:  # noqa: ANN401 - JSON to be looked into

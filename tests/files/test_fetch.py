@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from overlay.errors import NotFoundError, StorageError, UnreachableError, VerificationError
-from overlay.files import providers
+from overlay.files import providers, transfer
 from overlay.files.actions import Snapshot
 from overlay.files.fetch import fetch
 from overlay.files.providers import Candidates
@@ -26,6 +26,9 @@ from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
 from overlay.units.eris import chunk_reference
 
+SECRET = bytes(32)
+"""Of all shares, so that equal files have equal chunks."""
+
 
 @dataclass
 class Provider:
@@ -36,10 +39,10 @@ class Provider:
 @asynccontextmanager
 async def provider(world: World, name: str) -> AsyncIterator[Provider]:
     async with world.database(SHARES_SCHEMA) as database, world.node(name, database) as node:
-        shares = Shares(database, entropy=world.entropy, clock=world.clock)
+        shares = Shares(database, entropy=lambda _: SECRET, clock=world.clock)
         await shares.load()
-        node.chunks.sources.append(shares)
-        node.chunks.unfolding.append(shares.unfold)
+        node.chunks.sources.append(shares.chunks)
+        node.chunks.unfolding.append(shares.chunks.unfold)
         yield Provider(node, shares)
 
 
@@ -104,7 +107,7 @@ async def test_nodes_are_asked_for_while_their_root_is_on_its_way(tmp_path: Path
         share = await bob.shares.add(tmp_path / "plan")
         assert share.capability is not None
         asked: set[tuple[bytes, int]] = set()
-        unfold = bob.shares.unfold
+        unfold = bob.shares.chunks.unfold
 
         async def watch(root: bytes, number: int) -> bytes | None:
             asked.add((root, number))
@@ -122,10 +125,10 @@ async def test_a_node_that_comes_before_its_root_is_not_asked_for_again(tmp_path
     async with people(World(1, latency=Latency(0.03)), "bob") as (alice, (bob,)):
         share = await bob.shares.add(tmp_path / "plan")
         assert share.capability is not None
-        nodes = [await bob.shares.unfold(share.capability.reference, number) for number in (1, 2)]
+        nodes = [await bob.shares.chunks.unfold(share.capability.reference, number) for number in (1, 2)]
         asked: list[bytes] = []
-        look_up, unfolded = bob.shares.look_up, anyio.Event()
-        unfold = bob.shares.unfold
+        look_up, unfolded = bob.shares.chunks.look_up, anyio.Event()
+        unfold = bob.shares.chunks.unfold
 
         async def watch(references: Sequence[bytes]) -> Lookup:
             asked.extend(references)
@@ -138,7 +141,7 @@ async def test_a_node_that_comes_before_its_root_is_not_asked_for_again(tmp_path
                 unfolded.set()
             return await unfold(root, number)
 
-        bob.shares.look_up = watch  # type: ignore[method-assign, assignment]
+        bob.shares.chunks.look_up = watch  # type: ignore[method-assign, assignment]
         bob.node.chunks.unfolding[:] = [tell]
         await get(alice, share, tmp_path / "copy", [bob])
     assert (tmp_path / "copy").read_bytes() == data
@@ -174,8 +177,8 @@ async def test_what_one_has_no_more_comes_from_another(tmp_path: Path) -> None:
     data = content(tmp_path / "plan", 3_000_000)
     (tmp_path / "same").write_bytes(data)
     async with people(World(3, latency=Latency(0.001)), "bob", "carol") as (alice, (bob, carol)):
-        share = await bob.shares.add(tmp_path / "plan", secret=bytes(32))
-        await carol.shares.add(tmp_path / "same", secret=bytes(32))
+        share = await bob.shares.add(tmp_path / "plan")
+        await carol.shares.add(tmp_path / "same")
         (tmp_path / "plan").write_bytes(data[:1_000_000] + bytes(2_000_000))
         await get(alice, share, tmp_path / "copy", [bob, carol])
     assert (tmp_path / "copy").read_bytes() == data
@@ -184,28 +187,39 @@ async def test_what_one_has_no_more_comes_from_another(tmp_path: Path) -> None:
 async def test_what_nobody_has_any_more_is_said_and_what_came_is_kept(tmp_path: Path) -> None:
     data = content(tmp_path / "plan", 3_000_000)
     async with people(World(4, latency=Latency(0.001)), "bob") as (alice, (bob,)):
-        share = await bob.shares.add(tmp_path / "plan", secret=bytes(32))
+        share = await bob.shares.add(tmp_path / "plan")
         damage(tmp_path / "plan", data[:1_000_000] + bytes(2_000_000))
         with pytest.raises(NotFoundError, match="nobody has all of this any more"):
             await get(alice, share, tmp_path / "copy", [bob])
         (tmp_path / "plan").write_bytes(data)
-        await bob.shares.add(tmp_path / "plan", secret=bytes(32))
+        await bob.shares.add(tmp_path / "plan")
         shown = await get(alice, share, tmp_path / "copy", [bob])
     assert (tmp_path / "copy").read_bytes() == data
     assert shown[-1].received < 2_300_000
 
 
-async def test_a_liar_is_left_and_nothing_wrong_is_written(tmp_path: Path) -> None:
+async def test_a_liar_is_left_and_nothing_wrong_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "FAILED_PAUSE", 0.0)
     data = content(tmp_path / "plan", 3_000_000)
 
     class Liar(ChunkSource):
+        requests = 0
+
+        async def look_up(self, references: Sequence[bytes]) -> Lookup:
+            self.requests += 1
+            return await super().look_up(references)
+
         async def get(self, references: Sequence[bytes]) -> Sequence[bytes | None]:
             return [bytes(32768) for _ in references]
 
     async with people(World(5, latency=Latency(0.001)), "mallory", "bob") as (alice, (mallory, bob)):
         share = await bob.shares.add(tmp_path / "plan")
-        mallory.node.chunks.sources.append(Liar())
+        liar = Liar()
+        mallory.node.chunks.sources.append(liar)
         await get(alice, share, tmp_path / "copy", [mallory, bob])
+        assert liar.requests == 1  # and never again, as it would be at once if it had only failed
         assert [peer.score for peer in alice.peers()] == [0, 0]  # she cannot see who was lied to
         with pytest.raises(VerificationError, match="sent something else"):
             await get(alice, share, tmp_path / "again", [mallory])

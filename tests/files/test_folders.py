@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from overlay.channel.driver import Channel
-from overlay.errors import MalformedError, NotFoundError, RefusedError, StorageError
+from overlay.errors import MalformedError, NotFoundError, RefusedError, StorageError, UnreachableError
 from overlay.files import room
 from overlay.files.folder_shares import SharedFolder, manifest_bytes, share_folder
 from overlay.files.folders import FolderFetch
@@ -32,7 +32,7 @@ from overlay.peer.node import Node
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
 from overlay.units.capability import LARGE_BLOCK, PAIR_BYTES, ReadCapability, apply_cipher, chunk_reference
-from overlay.units.eris import Chunk, encode_content
+from overlay.units.eris import Chunk, Decoder, encode_content
 
 TIME = 1_700_000_000
 MAX_CIRCUITS_KEPT = 2
@@ -47,8 +47,20 @@ class Pair:
     shares: Shares
 
     async def share(self, path: Path, name: str = "") -> FileLink:
-        shared = await share_folder(self.shares, path, name)
-        return link(shared)
+        return await self.link(await share_folder(self.shares, path, name))
+
+    async def link(self, shared: SharedFolder) -> FileLink:
+        share = shared.share
+        size = await manifest_bytes(self.shares.chunks, share.capability)
+        return FileLink(share.capability, name=share.name, size=size, kind="folder")
+
+    async def manifest(self, of: FileLink) -> bytes:
+        decoder, found = Decoder(of.capability), bytearray()
+        while wanted := decoder.wanted(64):
+            for reference, chunk in zip(wanted, await self.shares.chunks.get(wanted), strict=True):
+                decoder.receive(reference, chunk or b"")
+            found += decoder.read()
+        return bytes(found)
 
     async def offer(self, manifest: bytes) -> FileLink:
         """Offer whatever somebody else may call a manifest."""
@@ -64,11 +76,6 @@ class Pair:
         return fetch
 
 
-def link(shared: SharedFolder) -> FileLink:
-    share = shared.share
-    return FileLink(share.capability, name=share.name, size=shared.manifest_bytes, kind="folder")
-
-
 @asynccontextmanager
 async def pair(seed: int) -> AsyncIterator[Pair]:
     world = World(seed, latency=Latency(0.001))
@@ -80,7 +87,7 @@ async def pair(seed: int) -> AsyncIterator[Pair]:
     ):
         shares = Shares(offers, entropy=world.entropy, clock=world.clock)
         await shares.load()
-        bob.chunks.sources.append(shares)
+        bob.chunks.sources.append(shares.chunks)
         await introduce([alice, bob])
         yield Pair(alice, bob, shares)
 
@@ -109,6 +116,21 @@ def content(root: Path) -> dict[str, bytes | None]:
     return found
 
 
+def count_circuits(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[NodeIdentifier]:
+    """The nodes to which circuits are opened from now on, once for each circuit."""
+    opened: list[NodeIdentifier] = []
+    circuit = node.channels.circuit
+
+    @asynccontextmanager
+    async def count(provider: NodeIdentifier) -> AsyncIterator[Channel]:
+        async with circuit(provider) as channel:
+            opened.append(provider)
+            yield channel
+
+    monkeypatch.setattr(node.channels, "circuit", count)
+    return opened
+
+
 GARDEN: dict[str, int | bytes] = {
     "a-b": 5,
     "a/z": 20_000,
@@ -131,8 +153,9 @@ async def test_a_folder_comes_as_it_is(tmp_path: Path) -> None:
     async with pair(1) as both:
         shared = await share_folder(both.shares, root)
         assert (shared.files, shared.skipped) == (len(GARDEN), 2)
-        assert await manifest_bytes(both.shares, shared.share.capability) == shared.manifest_bytes
-        fetch = await both.get(link(shared), tmp_path / "to")
+        of = await both.link(shared)
+        assert of.size == len(await both.manifest(of))
+        fetch = await both.get(of, tmp_path / "to")
     (root / "link").unlink()
     (root / "pipe").unlink()
     assert content(tmp_path / "to" / "garden") == content(root)
@@ -577,6 +600,39 @@ async def test_files_that_nobody_has_keep_none_of_the_others_away(tmp_path: Path
     assert {path.name for path in (tmp_path / "to").iterdir()} == {"garden"}
 
 
+async def test_files_that_nobody_has_cost_no_circuit_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make(tmp_path / "garden", {f"{number:03}": 3000 for number in range(200)})
+    async with pair(37) as both:
+        of, whole = await both.share(root), content(root)
+        for number in range(190):
+            (root / f"{number:03}").unlink()
+        opened = count_circuits(both.alice, monkeypatch)
+        with pytest.raises(NotFoundError, match=r"^190 of 200 files cannot be had from anybody any more"):
+            await both.get(of, tmp_path / "to")
+    copy = content(tmp_path / "to" / "garden")
+    there = {name: data for name, data in copy.items() if not name.startswith(".")}
+    assert there == {name: data for name, data in whole.items() if name >= "190"}
+    assert len(opened) < 190 / 4
+
+
+async def test_where_somebody_is_not_reached_each_file_is_tried_and_it_is_said(tmp_path: Path) -> None:
+    root = make(tmp_path / "garden", {f"{number}": 50_000 for number in range(6)})
+    async with pair(38) as both:
+        of, nobody = await both.share(root), NodeIdentifier(bytes(32))
+        for name in "14":
+            (root / name).unlink()
+        candidates = Candidates([both.bob.identifier, nobody])
+        fetch = FolderFetch(both.alice, Order(of, tmp_path / "to"), candidates)
+        with pytest.raises(
+            UnreachableError, match="2 of 6 files cannot be had because somebody who may have"
+        ):
+            await fetch.run()
+    copy = content(tmp_path / "to" / "garden")
+    assert {name for name in copy if not name.startswith(".")} == set("0235")
+
+
 async def test_where_nobody_is_left_not_every_file_is_tried(tmp_path: Path) -> None:
     root = make(tmp_path / "garden", {"a": 10, "b": 50_000})
     async with pair(24) as both:
@@ -704,16 +760,7 @@ async def test_circuits_live_on_from_one_transfer_to_the_next(
     root = make(tmp_path / "garden", {f"{number}": 2048 for number in range(100)} | {"large": 60_000})
     async with pair(24) as both:
         of = await both.share(root)
-        opened, circuit = 0, both.alice.channels.circuit
-
-        @asynccontextmanager
-        async def count(node: NodeIdentifier) -> AsyncIterator[Channel]:
-            nonlocal opened
-            async with circuit(node) as channel:
-                opened += 1
-                yield channel
-
-        monkeypatch.setattr(both.alice.channels, "circuit", count)
+        opened = count_circuits(both.alice, monkeypatch)
         await both.get(of, tmp_path / "to")
     assert content(tmp_path / "to" / "garden") == content(root)
-    assert opened <= MAX_CIRCUITS_KEPT
+    assert len(opened) <= MAX_CIRCUITS_KEPT

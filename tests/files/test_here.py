@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import anyio
 import pytest
 
-from overlay.errors import NotFoundError
+from overlay.errors import NotFoundError, StorageError
+from overlay.files.here import is_folder_here, is_here
 from overlay.files.links import FileLink
 from overlay.files.order import Order
 from overlay.files.providers import Candidates
+from overlay.files.running import Running
 from overlay.files.service import FILES_SCHEMAS, Files
+from overlay.files.shares import Shares
 from overlay.peer.accept import Delivery, Reply
-from overlay.peer.chunks import FETCH, REFERENCE_BYTES
+from overlay.peer.chunks import FETCH, REFERENCE_BYTES, ChunkSource
 from overlay.peer.node import Node
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
+from overlay.units.capability import ReadCapability
 from overlay.units.eris import encode_content
 
 SECRET = bytes(32)
+Repeating = tuple[dict[bytes, bytes], ReadCapability]
 
 
 @dataclass
@@ -53,6 +59,7 @@ class Person:
 async def person(world: World, name: str) -> AsyncIterator[Person]:
     async with world.database(*FILES_SCHEMAS) as database, world.node(name, database) as node:
         files = Files(node, database)
+        files._shares = Shares(database, entropy=lambda _: SECRET, clock=node.clock)
         await files.start()
         yield Person(node, files)
 
@@ -78,7 +85,7 @@ def references(data: bytes) -> set[bytes]:
 
 async def share(of: Person, path: Path) -> FileLink:
     """Share a file, encoded as `keep` does."""
-    shared = await of.files._shares.add(path, secret=SECRET)
+    shared = await of.files._shares.add(path)
     return await of.files._link(shared)
 
 
@@ -158,7 +165,7 @@ async def test_a_file_here_is_fetched_all_the_same_as_a_part_of_a_folder(tmp_pat
         rose = (await mallory.files._shares.parts((await mallory.files._shares.list())[0].id))[0]
         assert rose.capability is not None
         await bob.files.get(FileLink(rose.capability, link.providers, "rose"), tmp_path / "rose")
-        await bob.files._shares.add(tmp_path / "rose", secret=rose.secret)
+        await bob.files._shares.add(tmp_path / "rose")
         (tmp_path / "to").mkdir()
         asked = mallory.asked()
         await bob.files.get_folder(Order(link, tmp_path / "to"))
@@ -187,6 +194,91 @@ async def test_a_folder_that_is_whole_here_needs_nobody_and_else_is_fetched_whol
         (tmp_path / "again").mkdir()
         await bob.files.get_folder(Order(link, tmp_path / "again"))
         assert asked == set(owned)
+
+
+async def test_content_without_end_is_not_looked_through_for_ever(endless: Repeating) -> None:
+    chunks, capability = endless
+    async with two(9) as (bob, mallory):
+        await mallory.node.storage.put([*chunks.values()], now=mallory.node.clock())
+        link = FileLink(capability, (mallory.node.record.encoded,), "plan")
+        bob.node.storage.quota = 10_000_000
+        with pytest.raises(StorageError, match="is used up"):
+            await bob.files.pin(link)
+        assert set(await pinned(bob)) == set(chunks)  # all of it, however long it is
+        with anyio.fail_after(10):
+            assert not await is_here(bob.node, capability, None)
+            assert not await is_folder_here(bob.node, capability, None)
+
+
+async def test_a_pin_is_here_whole_also_where_the_quota_was_lowered(tmp_path: Path) -> None:
+    content(tmp_path / "plan", 5_000_000)
+    async with two(10) as (bob, mallory):
+        link = await share(mallory, tmp_path / "plan")
+        await bob.files.pin(link)
+        bob.node.storage.quota = 1_000_000
+        assert await is_here(bob.node, link.capability, None)
+
+
+@pytest.mark.parametrize("way", ["get", "pin"])
+async def test_what_is_taken_from_here_is_told_step_by_step(tmp_path: Path, way: str) -> None:
+    data = content(tmp_path / "plan", 5_000_000)
+    told: list[tuple[bool, int, int | None]] = []
+
+    def note(running: Running) -> None:
+        told.append((running.snapshot is None, running.present, running.size))
+
+    async with two(11) as (bob, _):
+        link = await share(bob, tmp_path / "plan")
+        if way == "get":
+            await bob.files.get(link, tmp_path / "copy", note)
+        else:
+            await bob.files.pin(link, note)
+    assert told[0] == (True, 0, len(data))  # before it is looked through
+    assert told[-1] == (True, len(data), len(data))
+    assert any(0 < present < len(data) for _, present, _ in told)
+
+
+@pytest.mark.parametrize("way", ["file", "folder", "pin"])
+async def test_it_is_told_before_anything_is_looked_at(tmp_path: Path, way: str) -> None:
+    folder(tmp_path / "garden", {"rose": 200_000})
+    told: list[int] = []
+
+    async with two(13) as (bob, _):
+        source = Counting()
+        bob.node.chunks.sources.insert(0, source)
+        link, _ = await bob.files.share_folder(tmp_path / "garden")
+        if way == "file":
+            link = await share(bob, tmp_path / "garden" / "rose")
+            await bob.files.get(link, tmp_path / "copy", lambda _: told.append(source.looked))
+        elif way == "folder":
+            await bob.files.get_folder(Order(link, tmp_path / "to"), lambda _: told.append(source.looked))
+        else:
+            await bob.files.pin(link, lambda _: told.append(source.looked))
+    assert told[0] == 0 < source.looked
+
+
+class Counting(ChunkSource):
+    """Has nothing, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.looked = 0
+
+    async def get(self, references: Sequence[bytes]) -> Sequence[bytes | None]:
+        self.looked += 1
+        return [None] * len(references)
+
+
+async def test_a_content_whose_length_nobody_said_is_told_too(tmp_path: Path) -> None:
+    data = content(tmp_path / "plan", 5_000_000)
+    told: list[tuple[int, int | None]] = []
+
+    async with two(12) as (bob, mallory):
+        link = replace(await share(mallory, tmp_path / "plan"), size=None)
+        await bob.files.get(
+            link, tmp_path / "copy", lambda running: told.append((running.present, running.size))
+        )
+    assert told[0] == (0, None)
+    assert told[-1] == (len(data), len(data))
 
 
 async def pinned(of: Person) -> list[bytes]:

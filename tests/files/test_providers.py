@@ -102,14 +102,29 @@ def test_a_barren_provider_is_left_alone_until_another_lacks_something_too() -> 
     assert providers.verdict is None  # each has what the other lacks
 
 
+def test_who_has_nothing_that_is_wanted_is_useless_and_can_be_left_out() -> None:
+    providers = Providers([ALICE, BOB])
+    providers.lacking(ALICE, [b"1", b"2"])
+    assert providers.useless([b"1", b"2"]) == {ALICE}
+    assert providers.useless([b"1", b"2", b"3"]) == set()
+    assert providers.useless([]) == set()  # nothing is wanted just now: that says nothing of anybody
+    assert providers.pick({}, (), 8, 0.0) == ALICE
+    assert providers.pick({}, (), 8, 0.0, {ALICE}) == BOB
+    assert providers.pick({}, (), 8, 0.0, {ALICE, BOB}) is None
+    providers.arrived(b"2")
+    assert providers.useless([b"2"]) == set()
+
+
 def test_what_everybody_lacks_is_absent_until_it_comes_all_the_same() -> None:
     providers = Providers([ALICE, BOB])
     providers.lacking(ALICE, [b"1", b"2"])
     providers.lacking(BOB, [b"2"])
     assert providers.lacked == 3
     assert providers.verdict is Reason.ABSENT
+    assert providers.absent == {b"2"}
     providers.arrived(b"2")
     assert providers.verdict is None
+    assert not providers.absent
 
 
 @pytest.mark.parametrize(("failed", "reason"), [(True, Reason.UNREACHABLE), (False, Reason.LIED)])

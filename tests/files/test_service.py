@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from overlay.errors import UnreachableError
+from overlay.files.links import FileLink
+from overlay.files.order import Order
 from overlay.files.service import FILES_SCHEMAS, Files
+from overlay.locators import MAX_CLOCK_SKEW, LocatorRecord
 from overlay.peer.chunks import ChunkSource
 from overlay.peer.node import Node
 from overlay.testing.nodes import World, introduce
@@ -50,6 +54,43 @@ async def test_who_is_known_from_a_link_only_is_asked_for_it_and_for_nothing_els
         await files.put(tmp_path / "secret")
         assert (await mallory.storage.usage()).chunks == 0 < (await carol.storage.usage()).chunks
         assert mallory.locators.known(alice.identifier) is None
+
+
+@pytest.mark.parametrize(("ahead", "kind"), [(3600, "file"), (MAX_CLOCK_SKEW - 60, "folder")])
+async def test_a_provider_whose_clock_is_ahead_is_asked_all_the_same(
+    tmp_path: Path, ahead: float, kind: str
+) -> None:
+    world = World(5, latency=Latency(0.001))
+    (tmp_path / "garden").mkdir()
+    (tmp_path / "garden" / "rose").write_bytes(b"red")
+    async with person(world, "alice") as (alice, files), person(world, "bob") as (bob, theirs):
+        if kind == "file":
+            link = issued(await theirs.share(tmp_path / "garden" / "rose"), world, bob, ahead)
+            await files.get(link, tmp_path / "copy")
+            assert (tmp_path / "copy").read_bytes() == b"red"
+        else:
+            folder, _ = await theirs.share_folder(tmp_path / "garden")
+            await files.get_folder(Order(issued(folder, world, bob, ahead), tmp_path / "to"))
+            assert (tmp_path / "to" / "garden" / "rose").read_bytes() == b"red"
+        assert alice.locators.known(bob.identifier) is None
+
+
+async def test_one_who_lives_in_another_time_is_not(tmp_path: Path) -> None:
+    world = World(6, latency=Latency(0.001))
+    (tmp_path / "plan").write_bytes(b"red")
+    async with person(world, "alice") as (_, files), person(world, "bob") as (bob, theirs):
+        link = issued(await theirs.share(tmp_path / "plan"), world, bob, MAX_CLOCK_SKEW + 60)
+        with pytest.raises(UnreachableError, match="nobody who may have the rest was reached"):
+            await files.get(link, tmp_path / "copy")
+
+
+def issued(link: FileLink, world: World, by: Node, ahead: float) -> FileLink:
+    """Make a link say what it would if its provider's clock were so many seconds ahead."""
+    record = by.record
+    later = LocatorRecord.sign(
+        world.secret("bob"), record.locators, number=record.number + 1, now=by.clock() + ahead
+    )
+    return replace(link, providers=(later.encoded,))
 
 
 async def drop(_piece: bytes) -> None:

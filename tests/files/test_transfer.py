@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from overlay.files import providers
@@ -17,7 +17,7 @@ from overlay.files.actions import Ask, Close, Open
 from overlay.files.circuits import MAX_BATCH
 from overlay.files.providers import MAX_FAILURES, MAX_FIRST_FAILURES, Candidates, Reason
 from overlay.files.schedule import FREE_WASTE, WASTE_PART
-from overlay.files.transfer import FIRST_CIRCUITS, MAX_CIRCUITS, Transfer
+from overlay.files.transfer import FIRST_CIRCUITS, MAX_CIRCUITS, MAX_OUTSTANDING, Transfer
 from overlay.identity import NodeIdentifier
 from overlay.testing.simulated_links import CHUNK, Link, Peer, SimulatedTransfer, SimulatedTree
 
@@ -35,13 +35,12 @@ def _simulate(
     max_circuits: int = MAX_CIRCUITS,
     bottleneck: float = math.inf,
     sized: bool = True,
-    max_outstanding: int = 32 * 1024 * 1024,
+    max_outstanding: int = MAX_OUTSTANDING,
 ) -> tuple[SimulatedTransfer, Transfer, SimulatedTree]:
     nodes = [ALICE, BOB, CAROL][: len(peers)]
     tree = SimulatedTree(leaves, sized=sized)
-    transfer = Transfer(
-        tree, Candidates(nodes), chunk_bytes=CHUNK, max_circuits=max_circuits, max_outstanding=max_outstanding
-    )
+    transfer = Transfer(tree, Candidates(nodes), chunk_bytes=CHUNK, max_circuits=max_circuits)
+    transfer.limit_outstanding(max_outstanding)
     pairs = list(zip(nodes, peers, strict=True))
     return SimulatedTransfer(transfer, tree, pairs, bottleneck=bottleneck), transfer, tree
 
@@ -51,7 +50,7 @@ def _run(leaves: int, *peers: Peer, **options: object) -> tuple[float, Simulated
     seconds = simulation.run()
     assert simulation.most_holders <= 2
     assert simulation.most_circuits <= MAX_CIRCUITS
-    assert simulation.most_outstanding <= 32 * 1024 * 1024
+    assert simulation.most_outstanding <= MAX_OUTSTANDING == 32 * 1024 * 1024
     if transfer.done:
         assert len(tree.received) == tree.chunks
         assert simulation.circuits == {}  # every circuit was closed
@@ -402,6 +401,24 @@ def test_what_is_on_its_way_is_taken_before_it_is_given_up() -> None:
     assert asked == set(tree.received)
 
 
+@pytest.mark.parametrize("has", [lambda _: False, lambda name: not name.startswith(b"leaf"), _in_first_half])
+@pytest.mark.parametrize("failures", [2, 3, 4])
+@pytest.mark.parametrize("leaves", [4, 1024])
+def test_those_who_have_nothing_that_is_wanted_keep_nobody_else_out(
+    has: Callable[[bytes], bool], failures: int, leaves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(providers, "MAX_FIRST_FAILURES", MAX_FAILURES)
+
+    def link(number: int) -> Link:
+        """Fail some times, each of them late, so that the others' pauses are over sooner."""
+        return Link(opening=9.0, refused=True) if number < failures else Link()
+
+    seconds, simulation, transfer = _run(leaves, Peer(has=has), Peer(link=link))
+    assert transfer.done
+    assert seconds <= failures * (9.0 + providers.MAX_PAUSE)
+    assert len(simulation.opened) <= 3 * MAX_CIRCUITS
+
+
 def test_what_is_not_reached_is_tried_with_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(providers, "MAX_FIRST_FAILURES", MAX_FAILURES)
     simulation, _, _ = _simulate(64, Peer(link=lambda _: Link(refused=True, opening=0.0)), max_circuits=1)
@@ -461,7 +478,7 @@ def test_a_snapshot_shows_rate_and_remaining_time() -> None:
     simulation.run(until=15.0)
     seen = transfer.snapshot(15.0)
     assert seen.rate == pytest.approx(8 * 0.7e6, rel=0.1)
-    assert (seen.circuits, seen.opening, seen.providers) == (8, 0, 2)
+    assert (seen.circuits, len(simulation.circuits), seen.providers) == (8, 8, 2)
     assert 8 <= seen.outstanding <= 8 * 64
     assert seen.seconds_left is not None
     assert simulation.run() - 15.0 == pytest.approx(seen.seconds_left, rel=0.1)
@@ -493,9 +510,8 @@ class _Chaos:
 
     def __init__(self, leaves: int, bound: int) -> None:
         self.tree = SimulatedTree(leaves)
-        self.transfer = Transfer(
-            self.tree, Candidates([ALICE, BOB]), chunk_bytes=CHUNK, max_outstanding=bound
-        )
+        self.transfer = Transfer(self.tree, Candidates([ALICE, BOB]), chunk_bytes=CHUNK)
+        self.transfer.limit_outstanding(bound)
         self.now = 0.0
         self.bound = bound
         self.opening: dict[int, NodeIdentifier] = {}
@@ -599,6 +615,19 @@ _STEPS = st.lists(
 
 
 @settings(max_examples=150)
+@example(
+    steps=[
+        ("opened", 76, 30.0),
+        ("progressed", 200, 30.0),
+        ("wait", 54, 30.0),
+        ("short", 63, 30.0),
+        ("wait", 54, 30.0),
+        ("short", 63, 30.0),
+        ("failed", 185, 30.0),
+    ],
+    leaves=550,
+    bound=8 * CHUNK,
+)
 @given(_STEPS, st.integers(1, 700), st.sampled_from([CHUNK, 8 * CHUNK, 1024 * CHUNK]))
 def test_whatever_happens_nothing_is_lost(
     steps: list[tuple[str, int, float]], leaves: int, bound: int

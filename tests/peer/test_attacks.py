@@ -154,7 +154,7 @@ async def test_a_crowd_of_new_identities_does_not_keep_an_old_friend_out(
 ) -> None:
     monkeypatch.setattr(channels, "MAX_INCOMING", 4)
     async with bob_and_alice() as (world, bob, alice), AsyncExitStack() as stack:
-        bob.reputation.note(alice.identifier, "served", bob.clock())
+        bob.reputation.note(alice.identifier, "answered", bob.clock())
         for number in range(4):
             await stack.enter_async_context(stranger(world, bob, f"crowd {number}" if number % 2 else None))
         assert await alice.pull(bob.identifier, "echo", b"in") == b"in"
@@ -169,7 +169,7 @@ async def test_one_identity_takes_no_place_of_another(monkeypatch: pytest.Monkey
     async with bob_and_alice() as (world, bob, alice), AsyncExitStack() as stack:
         assert await alice.pull(bob.identifier, "echo", b"in") == b"in"
         for _ in range(20):
-            bob.reputation.note(world.secret("mallory").identifier, "served", bob.clock())
+            bob.reputation.note(world.secret("mallory").identifier, "answered", bob.clock())
             await stack.enter_async_context(stranger(world, bob, "mallory"))
         assert bob.channels.connected(alice.identifier)
 

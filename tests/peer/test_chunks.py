@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 
 import anyio
 import pytest
@@ -14,9 +14,20 @@ from overlay.errors import MalformedError, NotFoundError, RefusedError, Unreacha
 from overlay.locators import memory_locator
 from overlay.peer import dialling
 from overlay.peer.accept import MAX_STREAMS_OF_CHANNEL, Delivery, Reply
-from overlay.peer.chunks import BATCH_CHUNKS, FETCH, MAX_UNFOLDED, STORE, UNFOLD, ChunkSource
+from overlay.peer.chunks import (
+    BATCH_CHUNKS,
+    FETCH,
+    MAX_STORES,
+    MAX_STORES_OF_CHANNEL,
+    MAX_UNFOLDED,
+    STORE,
+    STORE_SECONDS,
+    UNFOLD,
+    ChunkSource,
+)
 from overlay.peer.links import Lane
 from overlay.peer.node import Node, NodeOptions
+from overlay.peer.places import STILL_SECONDS
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
 from overlay.units.eris import chunk_reference
@@ -139,13 +150,13 @@ async def test_other_sources_are_asked_in_turn_for_what_is_not_stored() -> None:
 
 async def test_no_source_is_asked_for_more_than_is_sent_at_once_nor_for_nothing() -> None:
     async with nodes("alice", "bob") as (alice, bob):
-        shared, stored = chunks(10), chunks(4, seed=2)
+        shared, stored = chunks(18), chunks(4, seed=2)
         await bob.storage.put(stored, now=bob.clock())
         source, last = Source(shared), Source([])
         bob.chunks.sources += [source, last]
         found = await alice.chunks.fetch(bob.identifier, references([*stored, *shared]))
         assert list(found.values()) == [*stored, *shared]
-        assert [len(asked) for asked in source.asked] == [4, 4, 2]
+        assert [len(asked) for asked in source.asked] == [4, 8, 6]
         assert last.asked == []
 
 
@@ -180,6 +191,34 @@ async def test_a_full_quota_refuses_and_keeps_what_it_had() -> None:
         await alice.chunks.store(bob.identifier, [*first, *chunks(2, seed=3)])
         assert len(await alice.chunks.fetch(bob.identifier, references(first))) == 8
         assert alice.reputation.trusted(bob.identifier, alice.clock())  # to refuse is its right
+
+
+async def test_who_refused_to_store_something_is_not_asked_first_again() -> None:
+    async with nodes("alice", "bob", "carol", quota=1024) as (alice, bob, carol):
+        with pytest.raises(RefusedError, match="no room"):
+            await alice.chunks.store(bob.identifier, chunks(2))
+        assert alice.choose(2) == [carol.identifier, bob.identifier]  # although bob has answered before
+
+
+async def test_who_takes_what_is_stored_earns_no_more_than_who_answers() -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+        await alice.chunks.store(bob.identifier, chunks(1))
+        before = alice.reputation.score(bob.identifier, alice.clock())
+        for seed in range(2, 6):
+            await alice.chunks.store(bob.identifier, chunks(1, seed=seed))
+        assert alice.reputation.score(bob.identifier, alice.clock()) <= before
+
+
+async def test_whom_this_node_may_not_dial_has_refused_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes("alice", "bob") as (alice, bob):
+
+        async def refuse(*_: object, **__: object) -> object:
+            raise RefusedError("that node has no address that this node may dial")
+
+        monkeypatch.setattr(alice.channels._dialler, "dial", refuse)
+        with pytest.raises(RefusedError):
+            await alice.chunks.store(bob.identifier, chunks(1))
+        assert alice.reputation.score(bob.identifier, alice.clock()) == 0
 
 
 @pytest.mark.parametrize(
@@ -430,6 +469,36 @@ async def test_what_is_asked_for_and_not_awaited_uses_up_no_limit() -> None:
             begin = anyio.current_time()
             await alice.chunks.fetch_over(ours, wanted, ignore)
             assert anyio.current_time() - begin <= 10 * 32_768 / LIMIT + PATIENCE
+
+
+@VIRTUAL
+@pytest.mark.parametrize("after", [1.0, 60.0])
+async def test_who_brings_a_chunk_now_and_then_keeps_nobody_else_from_storing(after: float) -> None:
+    crowd = [f"mallory {number}" for number in range(MAX_STORES // MAX_STORES_OF_CHANNEL)]
+    ended: list[float] = []
+
+    async def drip() -> AsyncGenerator[bytes, None]:
+        for chunk in chunks(BATCH_CHUNKS):
+            yield chunk
+            await anyio.sleep(STILL_SECONDS - 1)
+
+    async def hold(mallory: Node, bob: Node) -> None:
+        with suppress(RefusedError):
+            await mallory.push(bob.identifier, STORE, lane=Lane.BULK, parts=drip)
+        ended.append(anyio.current_time())
+
+    async with nodes("alice", "bob", *crowd) as (alice, bob, *them), anyio.create_task_group() as tasks:
+        for mallory in them:
+            for _ in range(MAX_STORES_OF_CHANNEL):
+                tasks.start_soon(hold, mallory, bob)
+        await anyio.sleep(after)
+        assert not ended  # nobody else wants a place
+        begin = anyio.current_time()
+        await alice.chunks.store(bob.identifier, chunks(2, seed=2))
+        assert anyio.current_time() - begin <= max(0.0, STORE_SECONDS - after) + 1
+        await anyio.sleep(1)
+        assert len(ended) == 1  # as many as were in the way
+        tasks.cancel_scope.cancel()
 
 
 @VIRTUAL

@@ -49,7 +49,8 @@ async def test_chance_decides_among_equals_and_merit_among_others() -> None:
         assert min(drawn[each.identifier] for each in (bob, carol, dave)) > 50
         alice.reputation.note(dave.identifier, "unreachable", alice.clock())
         assert all(dave.identifier not in alice.choose(2) for _ in range(30))
-        alice.reputation.note(carol.identifier, "lied", alice.clock())
+        for _ in range(2):
+            alice.reputation.note(carol.identifier, "violation", alice.clock())
         assert alice.choose(3) == [bob.identifier, dave.identifier]
 
 
@@ -140,7 +141,7 @@ async def test_upkeep_removes_what_expired_saves_reputations_and_outlives_a_full
     async with world.database() as database, world.node("alice", database) as alice:
         await alice.storage.put([bytes(1024)], now=world.clock())
         deed = world.secret("bob").identifier
-        alice.reputation.note(deed, "lied", world.clock())
+        alice.reputation.note(deed, "violation", world.clock())
 
         async def full(_: object) -> None:
             raise StorageError("the disk is full")
@@ -160,6 +161,7 @@ async def test_reputations_are_saved_when_a_node_ends() -> None:
     liar = world.secret("liar").identifier
     async with world.database() as database:
         async with world.node("alice", database) as alice:
-            alice.reputation.note(liar, "lied", world.clock())
+            for _ in range(2):
+                alice.reputation.note(liar, "violation", world.clock())
         async with world.node("alice", database) as again:
             assert not again.reputation.trusted(liar, world.clock())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -41,6 +42,25 @@ class Scene:
         self.ends[name].set()
         await anyio.wait_all_tasks_blocked()
 
+    async def drip(self, name: str, pause: float) -> None:
+        """Begin a transfer whose caller lets it wait for so long again and again; let all come to rest."""
+        self.ends[name] = anyio.Event()
+        self._tasks.start_soon(self._drip, name, pause)
+        await anyio.wait_all_tasks_blocked()
+
+    async def _drip(self, name: str, pause: float) -> None:
+        try:
+            async with self.places.take(name[0]) as place:
+                self.present.append(name)
+                try:
+                    while not self.ends[name].is_set():
+                        with place.standing_still():
+                            await anyio.sleep(pause)
+                finally:
+                    self.present.remove(name)
+        except RefusedError:
+            self.refused[name] = anyio.current_time()
+
     async def _hold(self, name: str, still: bool) -> None:  # noqa: FBT001 - as `begin` says
         try:
             async with self.places.take(name[0]) as place:
@@ -57,9 +77,9 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(limit: int, each: int) -> AsyncIterator[Scene]:
+async def scene(limit: int, each: int, whole: float = math.inf) -> AsyncIterator[Scene]:
     async with anyio.create_task_group() as tasks:
-        yield Scene(tasks, Places(limit, each=each, patience=PATIENCE))
+        yield Scene(tasks, Places(limit, each=each, patience=PATIENCE, whole=whole))
         tasks.cancel_scope.cancel()
 
 
@@ -148,6 +168,35 @@ async def test_to_stand_still_for_a_moment_is_nothing() -> None:
         assert those.refused == {"a1": begin + STILL_SECONDS}
 
 
+async def test_who_moves_a_little_now_and_then_gives_way_when_it_was_waited_for_long_enough() -> None:
+    async with scene(2, 2, whole=20.0) as those:
+        await those.drip("a1", 4.0)
+        await anyio.sleep(6)
+        await those.drip("b1", 4.0)
+        await anyio.sleep(6)
+        begin = anyio.current_time()
+        await those.begin("c1")
+        await anyio.sleep(7)
+        assert those.present == ["a1", "b1"]  # 19 seconds, and 13
+        await anyio.sleep(2)
+        assert those.refused == {"a1": begin + 8}
+        assert those.present == ["b1", "c1"]
+        await anyio.sleep(100)
+        assert those.present == ["b1", "c1"]  # nobody waits
+        await those.begin("d1")
+        assert those.present == ["c1", "d1"]
+
+
+async def test_where_a_transfer_may_be_waited_for_again_and_again_who_moves_now_and_then_stays() -> None:
+    async with scene(1, 1) as those:
+        await those.drip("a1", STILL_SECONDS - 1)
+        begin = anyio.current_time()
+        await those.begin("b1")
+        await anyio.sleep(PATIENCE + 1)
+        assert those.present == ["a1"]
+        assert those.refused == {"b1": begin + PATIENCE}
+
+
 async def test_who_waits_no_more_presses_nobody() -> None:
     places = Places(1, each=1, patience=PATIENCE)
     async with places.take("a") as place:
@@ -174,7 +223,7 @@ async def test_who_has_fewest_comes_first() -> None:
     async with scene(3, 3) as those:
         for name in ("a1", "a2", "b1", "a3", "b2", "c1"):
             await those.begin(name)
-        for name, following in (("a1", "c1"), ("c1", "a3"), ("b1", "b2")):
+        for name, following in (("a1", "c1"), ("c1", "b2"), ("b1", "a3")):
             await those.end(name)
             assert those.present[-1] == following
 
@@ -186,6 +235,16 @@ async def test_owners_who_have_nothing_yet_take_turns() -> None:
         for name, following in (("a1", "b1"), ("b1", "c1"), ("c1", "b2")):
             await those.end(name)
             assert those.present == [following]
+
+
+async def test_who_just_had_a_place_is_behind_who_came_meanwhile() -> None:
+    async with scene(2, 2) as those:
+        for name in ("a1", "b1", "a2", "b2", "c1"):
+            await those.begin(name)
+        await those.end("a1")
+        assert those.present == ["b1", "c1"]  # although a waited for another before
+        await those.end("b1")
+        assert those.present == ["c1", "a2"]
 
 
 async def test_a_place_is_wanted_by_another_transfer_of_its_owner() -> None:
