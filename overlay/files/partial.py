@@ -20,6 +20,11 @@ from overlay.units.tree import Piece, Place
 MAX_NAME_BYTES = 220
 """Bytes of the target's name in the names of hidden files: file systems take 255, and 16 are added."""
 
+SYNC_BYTES = 64 << 20
+"""Content that is brought to the disk while more comes, not all of it at the end: some hundredths of a second
+each time, during which the network goes on. A power failure takes no more than this; and where the disk is
+slower than the network, that shows at once, and not when a fetch seems to be over."""
+
 _PADDING = b"\x80"
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -58,6 +63,7 @@ class PartialFiles:
         self._mode: int | None = None  # of the file that is replaced
         self._is_nameless = False
         self._gone = False
+        self._unsynced = 0
 
     def open(self, *, nameless: bool = False) -> None:
         """Open what is there, or make it, and lock it.
@@ -102,6 +108,10 @@ class PartialFiles:
             # What is a hole reads as zeros already; but where an earlier run left something, it must go.
             if content.strip(b"\0") or not self._is_hole(offset, len(content)):
                 _write_all(self._content, content, offset)
+                self._unsynced += len(content)
+        if self._unsynced >= SYNC_BYTES:
+            os.fsync(self._content)
+            self._unsynced = 0
         for number, chunk in nodes:
             _write_all(self._nodes, chunk, number * len(chunk))
 

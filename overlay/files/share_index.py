@@ -1,7 +1,7 @@
 """The tables of shares: what is offered. Used by `shares`, `share_writer` and `shared_chunks` only.
 
-A share has one row of its own, one for each leaf (its reference and its number in the file, 47 bytes) and one
-for each node of its tree (the encrypted chunk itself, 1/512 of the content). A row of `shares` says whether
+A share has one row of its own, one for each leaf (its reference, number and key, some 80 bytes) and one for
+each node of its tree (the encrypted chunk itself, 1/512 of the content). A row of `shares` says whether
 the others count: while it is `adding` nothing is served from them, and from `removed` on they wait to be
 deleted, in transactions so short that no other user of the database notices.
 """
@@ -17,7 +17,7 @@ import apsw
 
 from overlay.database import Schema
 from overlay.errors import NotFoundError, RefusedError
-from overlay.files.share_records import NewShare, Problem, Share, Stamp
+from overlay.files.share_records import Leaf, NewShare, Problem, Share, Stamp
 from overlay.units.eris import Chunk, ReadCapability
 
 SWEEP_CHUNKS = 256
@@ -71,6 +71,10 @@ SHARES_SCHEMA = Schema(
         CREATE INDEX share_parts_by_part ON share_parts (part);
         INSERT INTO share_parts (parent, part) SELECT parent, id FROM shares WHERE parent IS NOT NULL;
         """,
+        # Hashing a leaf for its key was a seventh of what serving it takes. Older shares go on without.
+        """
+        ALTER TABLE share_leaves ADD COLUMN key BLOB;
+        """,
     ),
 )
 
@@ -112,14 +116,12 @@ def take_over(connection: apsw.Connection, parent: int, parts: Iterable[int]) ->
         connection.execute("UPDATE shares SET problem = NULL WHERE id = ? AND problem IS NOT NULL", (part,))
 
 
-def extend(
-    connection: apsw.Connection, share: int, leaves: Iterable[tuple[bytes, int]], nodes: Sequence[Chunk]
-) -> None:
+def extend(connection: apsw.Connection, share: int, leaves: Iterable[Leaf], nodes: Sequence[Chunk]) -> None:
     """Note chunks of a share; of equal leaves one is enough."""
     # Sorted, because neighbours in the table share a page: a third of the time and of what is written.
     connection.executemany(
-        "INSERT OR IGNORE INTO share_leaves (reference, share, number) VALUES (?, ?, ?)",
-        ((reference, share, number) for reference, number in sorted(leaves)),
+        "INSERT OR IGNORE INTO share_leaves (reference, share, number, key) VALUES (?, ?, ?, ?)",
+        ((leaf.reference, share, leaf.number, leaf.key) for leaf in sorted(leaves)),
     )
     connection.executemany(
         "INSERT OR IGNORE INTO share_chunks (reference, share, content) VALUES (?, ?, ?)",

@@ -65,17 +65,17 @@ def _places(connection: apsw.Connection, reference: bytes, origins: dict[int, Pl
     # What is known to have a problem is tried only where nothing better is left; it may be well again.
     for condition in ("problem IS NULL", "problem IS NOT NULL"):
         found: list[Any] = connection.execute(
-            "SELECT share, number FROM share_leaves JOIN shares ON id = share"  # noqa: S608 - words of this module
+            "SELECT share, number, key FROM share_leaves JOIN shares ON id = share"  # noqa: S608 - words of this module
             f" WHERE reference = ? AND state = 'offered' AND {condition} LIMIT {MAX_PLACES}",
             (reference,),
         ).fetchall()
         if found:
             break
     places: list[Place] = []
-    for share, number in found:
+    for share, number, key in found:
         if share not in origins:
             origins[share] = _origin(connection, share)
-        places.append(origins[share]._replace(number=number))
+        places.append(origins[share]._replace(number=number, key=key))
     return tuple(places)
 
 
@@ -85,7 +85,7 @@ def _origin(connection: apsw.Connection, share: int) -> Place:
         "SELECT path, size, modified, touched, secret, capability, problem FROM shares WHERE id = ?", (share,)
     ).get
     block_size = ReadCapability.from_bytes(capability).block_size
-    return Place(share, Path(os.fsdecode(path)), Stamp(*stamp), secret, block_size, 0, problem)
+    return Place(share, Path(os.fsdecode(path)), Stamp(*stamp), secret, block_size, 0, None, problem)
 
 
 def _chunk(connection: apsw.Connection, reference: bytes) -> bytes | None:

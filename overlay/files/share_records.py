@@ -72,8 +72,16 @@ class NewShare(NamedTuple):
     added: float
 
 
+class Leaf(NamedTuple):
+    """A leaf of a file: what it is asked for by, its place in the file, and what it is read with."""
+
+    reference: bytes
+    number: int
+    key: bytes
+
+
 class Place(NamedTuple):
-    """Where a leaf is made from: leaf `number` of the file of a share."""
+    """Where a leaf is made from: leaf `number` of the file of a share; with its key, where that is known."""
 
     share: int
     path: Path
@@ -81,4 +89,5 @@ class Place(NamedTuple):
     secret: bytes
     block_size: int
     number: int
+    key: bytes | None
     problem: Problem | None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import FileIO
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Self
 
 from overlay.errors import NotFoundError, RefusedError
-from overlay.files.share_records import Place, Problem, Stamp
+from overlay.files.share_records import Leaf, Place, Problem, Stamp
 from overlay.units.capability import PAIR_BYTES
-from overlay.units.eris import Chunk, Encoder, ReadCapability, choose_block_size
+from overlay.units.eris import Chunk, Encoder, ReadCapability, choose_block_size, encode_leaf
 
 STEP_BYTES = 8 << 20
 """Bytes that are encoded in one call: some hundredths of a second, which is how long cancelling takes."""
@@ -77,7 +78,7 @@ class FileEncoding:
         secret: the convergence secret.
 
     Attributes:
-        leaves: reference and number of each leaf, since the last `take`.
+        leaves: all leaves since the last `take`.
         nodes: the chunks of its tree, since the last `take`.
         position: bytes that were read.
 
@@ -89,12 +90,13 @@ class FileEncoding:
         block_size = choose_block_size(stamp.size)
         self._path = path
         self._stamp = stamp
-        self._encoder = Encoder(block_size, secret)
+        self._keys: deque[bytes] = deque()  # of the leaves that are not sorted yet
+        self._encoder = Encoder(block_size, secret, self._keys.append)
         self._arity = block_size // PAIR_BYTES
         self._total = stamp.size // block_size + 1
         self._count = 0
         self._nodes_due = 0
-        self.leaves: list[tuple[bytes, int]] = []
+        self.leaves: list[Leaf] = []
         self.nodes: list[Chunk] = []
         self.position = 0
 
@@ -130,7 +132,7 @@ class FileEncoding:
         self._sort(chunks)
         return capability
 
-    def take(self) -> tuple[list[tuple[bytes, int]], list[Chunk]]:
+    def take(self) -> tuple[list[Leaf], list[Chunk]]:
         """Hand over the leaves and nodes that were gathered, and begin anew."""
         taken = self.leaves, self.nodes
         self.leaves, self.nodes = [], []
@@ -153,7 +155,7 @@ class FileEncoding:
                 self.nodes.append(chunk)
                 self._nodes_due = max(0, self._nodes_due - 1)
             else:
-                self.leaves.append((chunk.reference, self._count))
+                self.leaves.append(Leaf(chunk.reference, self._count, self._keys.popleft()))
                 self._count += 1
                 self._nodes_due = self._closed_by(self._count)
 
@@ -224,10 +226,7 @@ def _make_leaf(file: FileIO, place: Place) -> Chunk:
     """Encode one block, as it is now: who calls compares its reference."""
     start = place.number * place.block_size
     block = os.pread(file.fileno(), min(place.block_size, place.stamp.size - start), start)
-    encoder = Encoder(place.block_size, place.secret)
-    # A whole block is a chunk at once; the last one, which may be empty, when it is padded.
-    chunks = encoder.feed(block) or encoder.finish()[0]
-    return chunks[0]
+    return encode_leaf(block, place.block_size, place.secret, key=place.key)
 
 
 def _problem(error: OSError | RefusedError) -> Problem:

@@ -11,6 +11,7 @@ Source: ERIS 1.0.0, http://purl.org/eris, section "Encoding".
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 from overlay.errors import MalformedError
 from overlay.units.capability import (
@@ -35,18 +36,22 @@ class Encoder:
         block_size: bytes of a chunk; see `choose_block_size`.
         secret: the convergence secret, 32 bytes: random, or shared by those among whom equal content may
             be recognised. `NULL_SECRET` lets everybody recognise content that they have already.
+        tell_key: told the key of each leaf, in the order of the content.
 
     Raises:
         MalformedError: an unknown block size, or a secret of another length.
     """
 
-    def __init__(self, block_size: int, secret: bytes) -> None:
+    def __init__(
+        self, block_size: int, secret: bytes, tell_key: Callable[[bytes], object] = lambda _: None
+    ) -> None:
         if not valid_chunk_size(block_size):
             raise MalformedError(f"{block_size} is not a block size of ERIS: 1024 or 32768")
         if len(secret) != SECRET_BYTES:
             raise MalformedError(f"a convergence secret has {SECRET_BYTES} bytes, not {len(secret)}")
         self._block_size = block_size
         self._secret = secret
+        self._tell_key = tell_key
         self._rest = bytearray()
         self._nodes: list[bytearray] = [bytearray()]
         """The unfinished node of each level, from level 1 upwards."""
@@ -103,7 +108,8 @@ class Encoder:
         return chunks, ReadCapability(self._block_size, level, root[:HASH_BYTES], root[HASH_BYTES:])
 
     def _add_leaf(self, block: bytearray | memoryview, chunks: list[Chunk]) -> None:
-        key = hashlib.blake2b(block, digest_size=HASH_BYTES, key=self._secret).digest()
+        key = _leaf_key(block, self._secret)
+        self._tell_key(key)
         self._add_pair(0, key, block, chunks)
 
     def _add_node(self, level: int, chunks: list[Chunk]) -> None:
@@ -122,6 +128,26 @@ class Encoder:
         self._nodes[level] += reference + key
         if len(self._nodes[level]) == self._block_size:
             self._add_node(level, chunks)
+
+
+def encode_leaf(block: bytes, block_size: int, secret: bytes, *, key: bytes | None = None) -> Chunk:
+    """Encode one block of a content alone, as an `Encoder` does.
+
+    Args:
+        block: at most `block_size` bytes; fewer, or none, are the last of the content.
+        block_size: bytes of the chunk.
+        secret: the convergence secret.
+        key: what is remembered of the block's key, which saves a hash. Of another block it gives a chunk that
+            nobody may have, since two contents would be encrypted with one key: compare the reference.
+    """
+    if len(block) < block_size:
+        block = (block + _PADDING).ljust(block_size, b"\0")
+    data = apply_cipher(key or _leaf_key(block, secret), 0, block)
+    return Chunk(chunk_reference(data), data)
+
+
+def _leaf_key(block: bytes | bytearray | memoryview, secret: bytes) -> bytes:
+    return hashlib.blake2b(block, digest_size=HASH_BYTES, key=secret).digest()
 
 
 def encode_content(content: bytes, *, secret: bytes) -> tuple[list[Chunk], ReadCapability]:

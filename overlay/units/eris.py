@@ -22,7 +22,7 @@ from overlay.units.capability import (
     valid_chunk_size,
 )
 from overlay.units.decode import DEFAULT_WINDOW, Decoder
-from overlay.units.encode import Encoder, encode_content
+from overlay.units.encode import Encoder, encode_content, encode_leaf
 from overlay.units.tree import WINDOW_LEAVES, Piece, Place, TreeReader
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "choose_block_size",
     "chunk_reference",
     "encode_content",
+    "encode_leaf",
     "tree_shape",
     "valid_chunk_size",
 ]

@@ -15,7 +15,7 @@ import pytest
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError, OverlayError, RefusedError
 from overlay.files import share_index, share_writer, shared_file
-from overlay.files.share_records import NewShare, Share, Stamp
+from overlay.files.share_records import Leaf, NewShare, Share, Stamp
 from overlay.files.shared_file import FileEncoding, locate
 from overlay.files.shares import SHARES_SCHEMA, Shares
 from overlay.units.eris import (
@@ -125,9 +125,7 @@ async def test_long_files_are_noted_in_batches_and_progress_is_told(
     batches: list[int] = []
     extend = share_index.extend
 
-    def counted(
-        connection: apsw.Connection, share: int, leaves: list[tuple[bytes, int]], nodes: list[Chunk]
-    ) -> None:
+    def counted(connection: apsw.Connection, share: int, leaves: list[Leaf], nodes: list[Chunk]) -> None:
         batches.append(len(leaves))
         extend(connection, share, leaves, nodes)
 
@@ -407,7 +405,7 @@ async def test_what_was_being_added_when_the_program_was_killed_is_cleared_away(
     half = await database.write(lambda connection: share_index.begin(connection, new))
     part = NewShare(half, "file", "", path, kept.stamp, SECRET, 0.0)
     number = await database.write(lambda connection: share_index.begin(connection, part))
-    leaves = [(os.urandom(32), number) for number in range(10)]
+    leaves = [Leaf(os.urandom(32), number, bytes(32)) for number in range(10)]
     node = Chunk(bytes(32), bytes(1024))
     await database.write(lambda connection: share_index.extend(connection, number, leaves, [node]))
     assert await offers.chunks.get([leaves[0][0], bytes(32)]) == [None, None]

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 
 from overlay.files import shared_file
 from overlay.files.shared_file import FileEncoding, locate
-from overlay.units.eris import (
-    LARGE_BLOCK,
-    Encoder,
-)
+from overlay.units.capability import apply_cipher
+from overlay.units.eris import LARGE_BLOCK, Encoder, encode_leaf
 
 SECRET = bytes(range(32))
 
@@ -54,9 +52,13 @@ def test_leaves_are_told_from_nodes_in_trees_of_any_height(size: int) -> None:
     last, expected = encoder.finish()
     assert capability == expected
     padded = (data + b"\x80").ljust((size // 1024 + 1) * 1024, b"\0")
-    leaves = [Encoder(1024, SECRET).feed(padded[i : i + 1024])[0] for i in range(0, len(padded), 1024)]
-    assert encoding.leaves == [(leaf.reference, number) for number, leaf in enumerate(leaves)]
+    blocks = [padded[i : i + 1024] for i in range(0, len(padded), 1024)]
+    leaves = [encode_leaf(block, 1024, SECRET) for block in blocks]
+    assert [leaf[:2] for leaf in encoding.leaves] == [(each.reference, n) for n, each in enumerate(leaves)]
     known = {leaf.reference for leaf in leaves}
+    assert [
+        apply_cipher(leaf.key, 0, block) for leaf, block in zip(encoding.leaves, blocks, strict=True)
+    ] == [leaf.data for leaf in leaves]
     assert encoding.nodes == [chunk for chunk in chunks + last if chunk.reference not in known]
 
 

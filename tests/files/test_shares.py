@@ -361,11 +361,15 @@ async def test_folders_that_an_older_version_shared_keep_their_parts(tmp_path: P
     async with await Database.open(path, [SHARES_SCHEMA]) as new:
         share = await share_folder(open_shares(new), folder)
         await new.write(lambda connection: connection.execute("DROP TABLE share_parts").fetchall())
+        no_keys = "ALTER TABLE share_leaves DROP COLUMN key"
+        await new.write(lambda connection: connection.execute(no_keys).fetchall())
         old = "UPDATE schema_versions SET version = 1 WHERE name = 'shares'"
         await new.write(lambda connection: connection.execute(old).fetchall())
     async with await Database.open(path, [SHARES_SCHEMA]) as migrated:
         parts = await open_shares(migrated).parts(share.id)
         assert [part.path.name for part in parts] == ["0", "1", "2"]
+        for part in parts:
+            assert await fetched(open_shares(migrated), part.capability) == read(part.path)
 
 
 async def test_a_folder_that_grew_gets_a_share_of_its_own(offers: Shares, folder: Path) -> None:

@@ -21,6 +21,7 @@ from anyio import to_thread
 
 from overlay.database.room import DISK_RESERVE
 from overlay.errors import MalformedError, NotFoundError, RefusedError, StorageError, VerificationError
+from overlay.files import partial as partial_module
 from overlay.files import room
 from overlay.files import target as target_module
 from overlay.files.partial import Details
@@ -106,6 +107,24 @@ async def test_a_file_appears_when_it_is_whole(tmp_path: Path, size: int, *, siz
         await target.finish()
         assert read(path) == content
     assert names(tmp_path) == ["file"]
+
+
+async def test_content_is_brought_to_the_disk_while_more_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partial_module, "SYNC_BYTES", SIZE // 4)
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def watch(handle: int) -> None:
+        fsync(handle)
+        synced.append(handle)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    async with open_target(tmp_path / "file", CAPABILITY, size=SIZE) as target:
+        await fetch(target)
+        assert len(synced) == 3
+        await target.finish()
 
 
 async def test_large_blocks(tmp_path: Path) -> None:

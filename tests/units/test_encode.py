@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from overlay.errors import MalformedError
 from overlay.units.capability import LARGE_BLOCK, NULL_SECRET, SMALL_BLOCK, chunk_reference
-from overlay.units.encode import Encoder, encode_content
+from overlay.units.encode import Encoder, encode_content, encode_leaf
 
 SECRET = bytes(range(32))
 
@@ -66,6 +66,20 @@ def test_fed_buffer_can_be_used_again() -> None:
     buffer.clear()  # a view that was kept would refuse this
     tail, capability = encoder.finish()
     assert (chunks + tail, capability) == encode_content(b"a" * 1500 + b"b" * 1500, secret=SECRET)
+
+
+@given(st.binary(max_size=5000))
+def test_a_leaf_alone_is_encoded_as_within_its_content_with_its_key_or_without(content: bytes) -> None:
+    keys: list[bytes] = []
+    encoder = Encoder(1024, SECRET, keys.append)
+    chunks = encoder.feed(content) + encoder.finish()[0]
+    assert len(keys) == len(content) // 1024 + 1
+    for number, key in enumerate(keys):
+        block = content[1024 * number : 1024 * (number + 1)]
+        leaf = encode_leaf(block, 1024, SECRET)
+        assert leaf in chunks
+        assert encode_leaf(block, 1024, SECRET, key=key) == leaf
+        assert encode_leaf(block + b"!" if len(block) < 1023 else b"!", 1024, SECRET, key=key) not in chunks
 
 
 def test_a_finished_encoder_takes_nothing_more() -> None:
