@@ -474,7 +474,9 @@ async def test_a_sender_can_wait_for_room_and_until_nothing_is_queued() -> None:
         assert not talk.one._machine.has_queued(mine._number)
 
 
-@pytest.mark.parametrize("end", ["reset", "channel", "both finished", "both finished, channel"])
+@pytest.mark.parametrize(
+    "end", ["reset", "channel", "both finished", "both finished, reset", "both finished, channel"]
+)
 async def test_nobody_waits_for_what_will_not_be_sent(end: str) -> None:
     async with talking() as talk:
         mine, theirs = await talk.exchange()
@@ -485,7 +487,11 @@ async def test_nobody_waits_for_what_will_not_be_sent(end: str) -> None:
                 await mine.finish()
                 await theirs.finish()
                 await anyio.wait_all_tasks_blocked()
-                await (talk.one if end.endswith("channel") else talk.two).aclose()
+                if end.endswith("reset"):
+                    talk.two._machine.reset(theirs._number)
+                    talk.two._shared.outgoing.notify()
+                else:
+                    await (talk.one if end.endswith("channel") else talk.two).aclose()
             else:
                 await (theirs if end == "reset" else talk.one).aclose()
 
@@ -493,6 +499,34 @@ async def test_nobody_waits_for_what_will_not_be_sent(end: str) -> None:
             assert (await outcome(mine.wait_until_sent, finish)).error is None
         with pytest.raises(ClosedError):
             await mine.wait_for_room()
+
+
+async def test_only_who_waits_for_room_on_an_exchange_is_woken_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with talking() as talk:
+        pairs = [await talk.exchange() for _ in range(3)]
+        for mine, _ in pairs:
+            await fill(mine)
+        looked: list[int] = []
+        has_room = talk.one._machine.has_room
+
+        def look(number: int) -> bool:
+            looked.append(number)
+            return has_room(number)
+
+        monkeypatch.setattr(talk.one._machine, "has_room", look)
+        async with anyio.create_task_group() as tasks:
+            for mine, _ in pairs:
+                tasks.start_soon(mine.wait_for_room)
+            await anyio.wait_all_tasks_blocked()
+            looked.clear()
+            chosen, receiving = pairs[1]
+            while chosen._number not in looked:
+                await receiving.receive()
+                await anyio.wait_all_tasks_blocked()
+            assert set(looked) == {chosen._number}
+            tasks.cancel_scope.cancel()
 
 
 async def test_exchanges_tell_whether_they_are_of_one_channel() -> None:
