@@ -200,6 +200,7 @@ async def _round(stage: Stage, measured: Measured, folder: Path) -> None:
             measured.setdefault(name, []).append(await fetch(path))
         except onionshare.LeftOutError as error:
             print(f"  {error}", file=sys.stderr)
+            path.unlink(missing_ok=True)
             return
         if not filecmp.cmp(stage.file, path, shallow=False):
             raise AssertionError(f"{name} brought something else")
