@@ -267,7 +267,8 @@ class Transport(Carrier):
         """
         connection = await self.connect(locator, isolation=isolation)
         try:
-            await connection.send(first)
+            if first:
+                await connection.send(first)
         except BaseException as error:  # cancelled too: nobody else knows of the connection
             await aclose_forcefully(connection)
             if isinstance(error, BrokenResourceError | ClosedResourceError):
