@@ -417,7 +417,9 @@ class Channel:
         try:
             await anyio.aclose_forcefully(self._connection)
         finally:
-            self._shared.wake_all()  # also who waited for a goodbye to take along what was left
+            self._machine.close()
+            self._machine.receive_eof()  # what is still queued will not be sent: nobody has to wait for it
+            self._shared.wake_all()
             self._gone.set()
 
 

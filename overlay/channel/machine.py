@@ -203,8 +203,10 @@ class ChannelMachine:
 
     def finish(self, exchange: int) -> None:
         """Send no further message; does nothing where that is settled already."""
-        if exchange in self._exchanges:
-            self._exchanges[exchange].finishing = True
+        state = self._exchanges.get(exchange)
+        # After a reset the end is settled: a FINISH could come in the middle of a message that was cut off.
+        if state is not None and not (state.discarding or state.received_reset):
+            state.finishing = True
 
     def reset(self, exchange: int, code: ResetCode = ResetCode.CANCELLED) -> None:
         """Read nothing more, and send nothing but what was queued before a finish; no-op when over."""

@@ -129,7 +129,7 @@ class FolderFetch:
             ) as manifest,
         ):
             inventory = Inventory(manifest, landing, order, self._is_wanted)
-            supply = await self._find_supply(circuits)
+            supply = await self._find_supply(landing, circuits)
             found = await self._read(manifest, inventory, supply)
             self._tell(None)
             await to_thread.run_sync(landing.check_room, found.lacking.total() - found.kept)
@@ -140,10 +140,13 @@ class FolderFetch:
             await manifest.discard()
         return found
 
-    async def _find_supply(self, circuits: CircuitKeeper) -> Supply:
+    async def _find_supply(self, landing: Landing, circuits: CircuitKeeper) -> Supply:
         link = self._order.link
         self._tell(None)  # a large folder takes a while to be looked through
-        is_here = await is_folder_here(self._node, link.capability, link.size, self._is_wanted)
+        room = await to_thread.run_sync(landing.room)
+        is_here = await is_folder_here(
+            self._node, link.capability, link.size, room=room, is_wanted=self._is_wanted
+        )
         return Supply(self._node, self._candidates, self._pace, circuits, is_here)
 
     async def _read(self, manifest: Target, inventory: Inventory, supply: Supply) -> Found:

@@ -49,6 +49,8 @@ async def is_folder_here(
     node: Node,
     capability: ReadCapability,
     size: int | None,
+    *,
+    room: int,
     is_wanted: Callable[[Entry], bool] | None = None,
 ) -> bool:
     """Tell whether this node has all that is wanted of a folder, and its manifest.
@@ -57,19 +59,23 @@ async def is_folder_here(
         node: which.
         capability: reads the manifest.
         size: bytes of the manifest, if they are known.
+        room: bytes for which there is room where it is wanted. A folder of more is not looked through: its
+            files may be of any length, and made of a few chunks that are here.
         is_wanted: says which entries; None for all.
 
     Raises:
         StorageError: the database does not work.
     """
     reader = ManifestReader()
+    total = 0
     try:
         async with aclosing(_content(node, capability, size)) as pieces:
             async for piece in pieces:
                 for entry in reader.feed(piece):
                     if entry.capability is None or (is_wanted is not None and not is_wanted(entry)):
                         continue
-                    if not await is_here(node, entry.capability, entry.size):
+                    total += entry.size
+                    if total > room or not await is_here(node, entry.capability, entry.size):
                         return False
             reader.finish()
     except (_NotHereError, MalformedError):

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from overlay.database.room import free_bytes
 from overlay.errors import NotFoundError, RefusedError, StorageError
 from overlay.files.manifest import Entry
 from overlay.files.partial import kept_bytes, tidy
@@ -90,6 +91,15 @@ class Landing:
             except FileNotFoundError:
                 return 0
             return kept_bytes(folder, entry.path[-1], entry.capability) if entry.capability else 0
+
+    def room(self) -> int:
+        """Tell how many bytes more there is room for on the disk.
+
+        Raises:
+            StorageError: the disk fails.
+        """
+        with _explained(self.path):
+            return max(0, free_bytes(self._handles[0]))
 
     def check_room(self, size: int) -> None:
         """Check that the disk has room for so many bytes more.

@@ -115,7 +115,9 @@ class _Folder:
     async def _has_all(self) -> bool:
         if self._is_here is None:
             tree = self._sink.tree
-            self._is_here = await is_folder_here(self._node, tree.capability, tree.size)
+            storage = self._node.storage
+            room = max(storage.quota, (await storage.usage(own=True)).bytes)
+            self._is_here = await is_folder_here(self._node, tree.capability, tree.size, room=room)
         return self._is_here
 
     async def _parts(self) -> AsyncIterator[tuple[ReadCapability, int]]:

@@ -315,14 +315,17 @@ class Files:
     def _candidates(self, link: FileLink) -> Candidates:
         """Those that the link names; and others that are known, since what is stored may be anywhere.
 
-        This node is among them, and asked as any other would ask it, anonymously and over the network: from
-        what is asked elsewhere nobody can tell then what it stores for others.
+        They come in any order. The one in which this node prefers them would show who it is to nodes that
+        were good or bad to it under its name, and are now asked anonymously, one before the other. This node
+        is among them, and asked as any other would ask it, anonymously and over the network: from what is
+        asked elsewhere nobody can tell then what it stores for others.
         """
         found = dict.fromkeys(record.identifier for record in _records(link))
         known = [record.identifier for record in self._node.locators.reachable()]
-        ranked = self._node.reputation.rank(known, self._node.clock())
-        own = [self._node.identifier] if ranked else []
-        others = [each for each in own + ranked if each not in found]
+        trusted = self._node.reputation.rank(known, self._node.clock())
+        own = [self._node.identifier] if trusted else []
+        others = [each for each in own + trusted if each not in found]
+        others.sort(key=lambda _: self._node.entropy(8))
         return Candidates(list(found), others[: MAX_ASKED - len(found)])
 
     @contextmanager

@@ -35,8 +35,8 @@ MAX_LATE_OF_NODE = 16
 """Of those, the ones of one node: none can take up all places."""
 
 MAX_STREAMS = 128
-"""Answers with parts that are sent at once, about 256 KiB for each with what is queued. The others wait, and
-hold nothing meanwhile."""
+"""Answers with parts that are sent at once, at most 416 KiB for each with what is queued. The others wait,
+and hold nothing meanwhile."""
 
 MAX_STREAMS_OF_CHANNEL = 8
 """Of those, the ones of one channel: enough that its connection never waits for a disk. Who wants all places

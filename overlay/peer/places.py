@@ -47,6 +47,10 @@ class Place:
         """Whether somebody waits who has a better claim; also somebody else of the same owner has."""
         return self._places.wants(self)
 
+    def moved(self, seconds: float) -> None:
+        """Give back some of the time that the transfer may wait for its caller in all: it got on."""
+        self.waited = max(0.0, self.waited - seconds)
+
     @contextmanager
     def standing_still(self) -> Iterator[None]:
         """Say that the transfer waits for its caller for the length of a block; it may be ended in it."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import anyio
@@ -499,6 +500,41 @@ async def test_nobody_waits_for_what_will_not_be_sent(end: str) -> None:
             assert (await outcome(mine.wait_until_sent, finish)).error is None
         with pytest.raises(ClosedError):
             await mine.wait_for_room()
+
+
+@pytest.mark.parametrize("how", ["close", "cancel"])
+async def test_nobody_waits_for_a_peer_that_took_nothing_when_the_channel_is_over(how: str) -> None:
+    ends = pipes()
+    one, two = await shake(ends, limits=replace(DEFAULT_LIMITS, goodbye_timeout=0.1))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.run)
+        scope = anyio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await two.run()
+
+        tasks.start_soon(run)
+        mine = await one.open()
+        await mine.send(b"ask")
+        await mine.finish()
+        theirs = await two.accept()
+        assert await theirs.receive() == b"ask"
+        ends.two.stalled = True
+        await fill(theirs)
+        await theirs.finish()
+        await anyio.wait_all_tasks_blocked()
+
+        async def end() -> None:
+            if how == "close":
+                two.close()
+            else:
+                scope.cancel()
+
+        with anyio.fail_after(5):
+            assert (await outcome(theirs.wait_until_sent, end)).error is None
+        assert not two.lost
+        tasks.cancel_scope.cancel()
 
 
 async def test_only_who_waits_for_room_on_an_exchange_is_woken_by_it(

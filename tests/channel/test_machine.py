@@ -186,6 +186,25 @@ def test_room_is_made_when_half_a_queue_is_free() -> None:
     assert one.roomy == [number]
 
 
+@pytest.mark.parametrize("whose", ["peer's", "own"])
+def test_a_finish_after_a_reset_says_nothing_more(whose: str) -> None:
+    """Else it comes in the middle of the message that the reset cut off, which ends the channel."""
+    both = pair()
+    number = both.one.open()
+    for _ in range(3):
+        both.one.send(number, bytes(60_000))
+    both.settle()
+    if whose == "own":
+        both.one.reset(number)
+    else:
+        both.two.reset(number)
+        both.one.receive_data(both.two.data_to_send(0), 0)
+    both.one.finish(number)
+    assert not [event for event in both.settle()[1] if isinstance(event, ChannelClosed)]
+    assert not both.one._exchanges
+    assert not both.two._exchanges
+
+
 # An exchange's life
 
 

@@ -196,6 +196,14 @@ async def test_a_folder_that_is_whole_here_needs_nobody_and_else_is_fetched_whol
         assert asked == set(owned)
 
 
+async def test_a_folder_for_which_there_is_no_room_is_not_looked_through(tmp_path: Path) -> None:
+    folder(tmp_path / "garden", {"rose": 200_000, "tulip": 300_000})
+    async with two(11) as (bob, _):
+        link, _ = await bob.files.share_folder(tmp_path / "garden")
+        for room, here in ((499_999, False), (500_000, True)):
+            assert await is_folder_here(bob.node, link.capability, link.size, room=room) is here
+
+
 async def test_content_without_end_is_not_looked_through_for_ever(endless: Repeating) -> None:
     chunks, capability = endless
     async with two(9) as (bob, mallory):
@@ -207,7 +215,7 @@ async def test_content_without_end_is_not_looked_through_for_ever(endless: Repea
         assert set(await pinned(bob)) == set(chunks)  # all of it, however long it is
         with anyio.fail_after(10):
             assert not await is_here(bob.node, capability, None)
-            assert not await is_folder_here(bob.node, capability, None)
+            assert not await is_folder_here(bob.node, capability, None, room=10_000_000)
 
 
 async def test_a_pin_is_here_whole_also_where_the_quota_was_lowered(tmp_path: Path) -> None:

@@ -42,13 +42,16 @@ class Scene:
         self.ends[name].set()
         await anyio.wait_all_tasks_blocked()
 
-    async def drip(self, name: str, pause: float) -> None:
-        """Begin a transfer whose caller lets it wait for so long again and again; let all come to rest."""
+    async def drip(self, name: str, pause: float, moves: float = 0.0) -> None:
+        """Begin a transfer whose caller lets it wait for so long again and again; let all come to rest.
+
+        Each time it gets on by so many seconds.
+        """
         self.ends[name] = anyio.Event()
-        self._tasks.start_soon(self._drip, name, pause)
+        self._tasks.start_soon(self._drip, name, pause, moves)
         await anyio.wait_all_tasks_blocked()
 
-    async def _drip(self, name: str, pause: float) -> None:
+    async def _drip(self, name: str, pause: float, moves: float) -> None:
         try:
             async with self.places.take(name[0]) as place:
                 self.present.append(name)
@@ -56,6 +59,7 @@ class Scene:
                     while not self.ends[name].is_set():
                         with place.standing_still():
                             await anyio.sleep(pause)
+                        place.moved(moves)
                 finally:
                     self.present.remove(name)
         except RefusedError:
@@ -185,6 +189,16 @@ async def test_who_moves_a_little_now_and_then_gives_way_when_it_was_waited_for_
         assert those.present == ["b1", "c1"]  # nobody waits
         await those.begin("d1")
         assert those.present == ["c1", "d1"]
+
+
+async def test_who_gets_on_has_the_time_that_it_takes() -> None:
+    async with scene(1, 1, whole=10.0) as those:
+        await those.drip("a1", 2.0, moves=2.0)
+        await those.begin("b1")
+        begin = anyio.current_time()
+        await anyio.sleep(PATIENCE + 1)
+        assert those.present == ["a1"]
+        assert those.refused == {"b1": begin + PATIENCE}
 
 
 async def test_where_a_transfer_may_be_waited_for_again_and_again_who_moves_now_and_then_stays() -> None:

@@ -90,6 +90,7 @@ async def dial(
         explain_failure: UnreachableError: tor says that the service cannot be reached; RefusedError: the
             service, or this tor's rules, say no; TransportUnavailableError: tor's SOCKS port does not
             answer as one.
+        UnreachableError: the service, or tor, ended the connection as soon as it was open.
         Cancelled, it leaves neither a socket nor a thread behind.
     """
     family = socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET
@@ -101,10 +102,13 @@ async def dial(
         await _connect(tunnel, target, limiter)
         # Nagle's algorithm would hold back small frames until tor, next door, acknowledges the one before.
         tunnel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Plain again: PySocks's socket has methods of its own that the event loop should not meet.
-        return await SocketStream.from_socket(socket.socket(fileno=tunnel.detach()))
+        return await _plain(tunnel)
     except socks.ProxyError as error:
         raise explain_failure(error) from error
+    except (OSError, ValueError) as error:  # the socket ended as soon as it was open; anyio says so by either
+        raise UnreachableError(
+            "the connection ended as soon as it was open; try again in a moment"
+        ) from error
     finally:
         tunnel.close()
 
@@ -130,7 +134,8 @@ class _Tunnel(socks.socksocket):  # type: ignore[misc]  # PySocks has no types
 
     def connect(self, target: tuple[str, int]) -> None:
         super().connect(target)
-        socket.socket.sendall(self, self._first)  # should a PySocks not have asked for the address above
+        if self._first:  # a PySocks that writes the address elsewhere
+            socket.socket.sendall(self, self._first)
 
 
 async def _connect(tunnel: socks.socksocket, target: tuple[str, int], limiter: CapacityLimiter) -> None:
@@ -159,6 +164,20 @@ async def _connect(tunnel: socks.socksocket, target: tuple[str, int], limiter: C
     if failure is not None:
         await anyio.lowlevel.checkpoint_if_cancelled()  # then the failure is only what woke the thread
         raise failure
+
+
+async def _plain(tunnel: socks.socksocket) -> SocketStream:
+    """Make a stream of a socket without PySocks, whose methods the event loop should not meet.
+
+    Raises:
+        OSError, ValueError: the other side has ended it.
+    """
+    plain = socket.socket(fileno=tunnel.detach())
+    try:
+        return await SocketStream.from_socket(plain)
+    except BaseException:  # failed or cancelled: nobody else knows of it
+        plain.close()
+        raise
 
 
 def explain_failure(error: socks.ProxyError) -> OverlayError:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -135,6 +136,28 @@ async def test_what_is_not_socks5_is_the_proxys_fault(serve: Serve, reply: bytes
 
     with pytest.raises(TransportUnavailableError, match="SOCKS5"):
         await attempt(serve(script).address)
+
+
+@pytest.mark.parametrize("when", ["granted", "first bytes unread"])
+async def test_a_connection_that_ends_as_soon_as_it_was_granted_is_unreachable(
+    serve: Serve, when: str
+) -> None:
+    def script(client: socket.socket) -> None:
+        negotiate(client)
+        client.sendall(GRANTED)
+        if when == "granted":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()  # a reset, as it is where bytes were not read
+
+    ended = 0
+    for _ in range(20):  # whether the reset comes before the socket is looked at is chance
+        try:
+            stream = await attempt(serve(script).address, b"first")
+        except UnreachableError:
+            ended += 1
+        else:
+            await anyio.aclose_forcefully(stream)
+    assert ended
 
 
 async def test_closed_port_is_the_proxys_fault() -> None:
