@@ -49,7 +49,7 @@ STORE_PATIENCE = 20.0
 
 STORE_SECONDS = 15.0
 """Seconds that a request to store may leave this node waiting for its chunks in all, while others wait,
-beside those that its chunks take at `STORE_RATE`. Who sends one now and then would keep a place for minutes."""
+beside those that its chunks take at `STORE_RATE`: who sends one now and then would keep a place for long."""
 
 STORE_RATE = 32 * 1024
 """Bytes per second of a caller who is never too slow: a twentieth of what one circuit carries."""
