@@ -82,8 +82,10 @@ def post(options: argparse.Namespace, output: Output) -> int:
     path = Path(absolute(options.path))
     if not path.exists():
         raise NotFoundError(f"{path} does not exist")
+    if path.is_dir():
+        raise RefusedError(f"{path} is a folder: pack it into a file first")
     if not path.is_file():
-        raise RefusedError(f"{path} is not a file: pack a folder into one first")
+        raise RefusedError(f"{path} is not a regular file")
     found = Context(options, output).ask("chat.post", session=options.session, path=str(path))
     output.data(found, f"file {_shown(found, 'file')}", f"name {_shown(found, 'name')}")
     return DONE

@@ -62,11 +62,15 @@ def put(options: argparse.Namespace, output: Output) -> int:
             found = context.ask("file.put", path=str(spool), name=options.name or "")
     elif not path.exists():
         raise NotFoundError(f"{path} does not exist")
+    elif path.is_dir():
+        raise RefusedError(f"{path} is a folder: pack it into a file first")
     elif not path.is_file():
-        raise RefusedError(f"{path} is not a file: pack a folder into one first")
+        raise RefusedError(f"{path} is not a regular file")
     else:
         found = context.ask("file.put", path=str(path), name=options.name)
     output.data(found, _shown(found, "link"))
+    if found.get("holders") == 1:
+        output.note("only one node was reached that keeps it: put it again when there are more")
     if show_link is not None:
         show_link(str(found.get("link", "")), output)
     return DONE

@@ -231,7 +231,7 @@ def _add_limit_command(commands: _Commands, common: Parser) -> None:
 
 def _add_testnet_commands(testnet: Parser, common: Parser) -> None:
     commands = testnet.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    tor = _add(commands, common, "tor", "run a private Tor network until Ctrl-C", "testnets:tor")
+    tor = _add(commands, common, "tor", "run a private Tor network until Ctrl-C", "testnet_tor:tor")
     tor.add_argument("--dir", metavar="DIR", help="a folder for it (else a temporary one)")
     tor.add_argument("--relays", type=_relays, default=3, metavar="N", help="how many relays (3)")
     tor.add_argument(
@@ -244,7 +244,7 @@ def _add_testnet_commands(testnet: Parser, common: Parser) -> None:
     tor.add_argument(
         "--link-rate", type=_rate, metavar="BYTES", help="how many it takes a second (any number)"
     )
-    i2p = _add(commands, common, "i2p", "run a private I2P network until Ctrl-C (Linux)", "testnets:i2p")
+    i2p = _add(commands, common, "i2p", "run a private I2P network until Ctrl-C (Linux)", "testnet_i2p:i2p")
     i2p.add_argument("--dir", metavar="DIR", help="a folder for it (else a temporary one)")
     i2p.add_argument("--routers", type=_routers, default=8, metavar="N", help="how many routers (8)")
 

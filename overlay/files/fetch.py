@@ -37,7 +37,7 @@ Report = Callable[[Snapshot], None]
 """Told now and then how far a transfer is."""
 
 _FAILURES: dict[Reason, OverlayError] = {
-    Reason.UNREACHABLE: UnreachableError("nobody who may have the rest was reached: try again later"),
+    Reason.UNREACHABLE: UnreachableError("nobody who may have what is missing was reached: try again later"),
     Reason.ABSENT: NotFoundError("nobody has all of this any more: ask for it to be shared again"),
     Reason.LIED: VerificationError("whoever was asked sent something else: ask for another link"),
     Reason.NOBODY: NotFoundError("nobody is known who has this: ask for a link that names a provider"),

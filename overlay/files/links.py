@@ -32,6 +32,7 @@ MAX_LINK_CHARACTERS = 32768
 
 Kind = Literal["file", "folder"]
 
+_BEGINNING = "urn:eris:"
 _CHECKSUM_KEY = b"from"
 _DAMAGED = "this link is damaged: copy it again, whole"
 
@@ -105,9 +106,18 @@ class FileLink:
         if "#" in compact or "?=" in compact:
             raise MalformedError("a link asks for the whole content: leave out what follows '?=' or '#'")
         name, mark, hints = compact.partition("?+")
-        capability = ReadCapability.parse(name)
+        capability = _read_capability(name)
         details = _read_details(capability, hints) if mark else _Details()
         return cls(capability, details.providers, details.name, details.size, details.kind)
+
+
+def _read_capability(name: str) -> ReadCapability:
+    if not name.lower().startswith(_BEGINNING):
+        raise MalformedError(f"this is no link: one begins with '{_BEGINNING}'")
+    try:
+        return ReadCapability.parse(name)
+    except MalformedError as error:
+        raise MalformedError(_DAMAGED) from error
 
 
 def _check_size(size: int, capability: ReadCapability) -> None:

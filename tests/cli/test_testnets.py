@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,3 +26,15 @@ def test_links_that_cannot_be_are_wrong_use(
     done = overlay("testnet", "tor", option, value)
     assert (done.code, done.out) == (2, "")
     assert complaint in done.err
+
+
+@pytest.mark.parametrize(("network", "other"), [("tor", "i2plib"), ("i2p", "stem")])
+def test_each_network_needs_its_own_extra_alone(
+    overlay: Command, monkeypatch: pytest.MonkeyPatch, network: str, other: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("overlay_cli.testnet", "overlay.testing"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, other, None)
+    module = importlib.import_module(f"overlay_cli.testnet_{network}")
+    assert getattr(module, network)
+    assert overlay("testnet", network, "--help").code == 0

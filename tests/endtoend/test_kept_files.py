@@ -63,10 +63,13 @@ def test_what_was_put_is_there_when_its_owner_has_left(
 def test_what_cannot_be_put_is_one_sentence(three: tuple[Home, Home, Home], tmp_path: Path) -> None:
     ann, bob, carol = three
     assert "does not exist" in carol.error("file", "put", str(tmp_path / "nothing"), code=7)
-    assert "pack a folder" in carol.error("file", "put", str(tmp_path), code=6)
-    for home in (ann, bob):
-        home.end(signal.SIGKILL)
+    assert "pack it into a file" in carol.error("file", "put", str(tmp_path), code=6)
+    assert "not a regular file" in carol.error("file", "put", "/dev/null", code=6)
     content(tmp_path / "plan", 10)
+    ann.end(signal.SIGKILL)
+    put = carol.finish("file", "put", str(tmp_path / "plan"), code=0)
+    assert "only one node was reached that keeps it" in put.stderr
+    bob.end(signal.SIGKILL)
     assert "no other node" in carol.error("file", "put", str(tmp_path / "plan"), code=5)
     carol.end()
     assert carol.finish("file", "put", "-", stdin="lost", code=3).stdout == ""

@@ -271,3 +271,15 @@ def test_the_example_of_the_specification() -> None:
     parts = (encode({"providers": [b"\1\2\3"], "name": "tea.txt", "size": 5000}).hex(), example.urn)
     assert block.split("\n\n") == [parts[0], "\n".join(re.findall(r".{1,100}", parts[1])) + "\n"], parts
     assert FileLink.parse(block.split("\n\n")[1]) == example
+
+
+@pytest.mark.parametrize("text", ["foo", "http://example.org/", "", "urn:uuid:1"])
+def test_what_is_no_link_is_told_how_one_begins(text: str) -> None:
+    with pytest.raises(MalformedError, match="begins with 'urn:eris:'"):
+        FileLink.parse(text)
+
+
+@pytest.mark.parametrize("text", ["urn:eris:", "URN:ERIS:BIAD", "urn:eris:" + "!" * 106])
+def test_a_link_that_was_cut_within_its_first_part_is_damaged(text: str) -> None:
+    with pytest.raises(MalformedError, match="damaged: copy it again"):
+        FileLink.parse(text)

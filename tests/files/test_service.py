@@ -80,7 +80,7 @@ async def test_one_who_lives_in_another_time_is_not(tmp_path: Path) -> None:
     (tmp_path / "plan").write_bytes(b"red")
     async with person(world, "alice") as (_, files), person(world, "bob") as (bob, theirs):
         link = issued(await theirs.share(tmp_path / "plan"), world, bob, MAX_CLOCK_SKEW + 60)
-        with pytest.raises(UnreachableError, match="nobody who may have the rest was reached"):
+        with pytest.raises(UnreachableError, match="nobody who may have what is missing was reached"):
             await files.get(link, tmp_path / "copy")
 
 

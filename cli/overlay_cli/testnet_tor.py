@@ -1,13 +1,28 @@
-"""`overlay testnet`: private networks in the foreground."""
+"""`overlay testnet tor`: a private Tor network in the foreground."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from overlay.testing.i2p import PrivateI2pNetwork
 from overlay.testing.serving import serve
 from overlay.testing.tor import PrivateTorNetwork
+from overlay_cli.exit_codes import DONE
+from overlay_cli.output import Output, printable
+from overlay_cli.testnets import folder, run_until_signal
+
+
+def tor(options: argparse.Namespace, output: Output) -> int:
+    """Run a private Tor network until SIGINT or SIGTERM."""
+
+    def announce(torrc: Path) -> None:
+        output.data({"torrc": str(torrc)}, f"overlay up --torrc {printable(str(torrc))}")
+
+    run = partial(run_tor, link_delay=options.link_delay, link_rate=options.link_rate)
+    run_until_signal(partial(run, folder(options), options.relays, announce))
+    return DONE
 
 
 async def run_tor(
@@ -33,17 +48,3 @@ async def run_tor(
     """
     network = PrivateTorNetwork(directory, relays, link_delay=link_delay, link_rate=link_rate)
     await serve(network, lambda ready: announce(ready.client_torrc))
-
-
-async def run_i2p(directory: Path | None, routers: int, announce: Callable[[Sequence[str]], None]) -> None:
-    """Run a private I2P network until cancelled.
-
-    Args:
-        directory: where its routers keep their files; None for a temporary one, removed at the end.
-        routers: all of them, at least 8.
-        announce: called with the SAM addresses of the client routers when clients can start.
-
-    Raises:
-        TransportUnavailableError: i2pd is missing, or the network did not start.
-    """
-    await serve(PrivateI2pNetwork(directory, routers), lambda ready: announce(ready.sam_addresses))
