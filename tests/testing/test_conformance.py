@@ -413,7 +413,7 @@ MUTANTS = (
     Mutant(conformance.check_nobody, BreaksOnFailure, "still works"),
     Mutant(conformance.check_first_bytes, ForgetsFirst, "carries the first bytes"),
     Mutant(conformance.check_first_bytes, BeginsTwice, "arrives once"),
-    Mutant(conformance.check_first_bytes, BeginsWithAnybody, "nobody is reached"),
+    Mutant(conformance.check_nobody, BeginsWithAnybody, "nobody is reached"),
     Mutant(conformance.check_close, NeverCloses, "a close is seen"),
     Mutant(conformance.check_close, ForgetsOnClose, "sent before a close arrives"),
     Mutant(conformance.check_close, SpeaksAfterEnd, "nothing arrives after"),
