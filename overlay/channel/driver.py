@@ -19,6 +19,7 @@ from overlay.channel.handshake import (
     MAX_HELLO_BYTES,
     Established,
     Script,
+    Step,
     initiate_script,
     respond_script,
 )
@@ -140,7 +141,7 @@ async def call(
     script = initiate_script(secret=secret, responder=responder, hello=hello, place=place, entropy=entropy)
     said = next(script)
     connection = await connect(said.send)
-    established = await _shake_hands(connection, script, limits, need=said.need)
+    established = await _shake_hands(connection, script, limits, Step(b"", said.need))
     return Channel(connection, established, initiator=True, limits=limits)
 
 
@@ -433,12 +434,12 @@ async def _closed_on_failure(connection: Connection) -> AsyncIterator[None]:
 
 
 async def _shake_hands(
-    connection: Connection, script: Script, limits: ChannelLimits, *, need: int | None = None
+    connection: Connection, script: Script, limits: ChannelLimits, step: Step | None = None
 ) -> Established:
     async with _closed_on_failure(connection):
         try:
             with anyio.fail_after(limits.handshake_timeout):
-                return await _perform(connection, script, need)
+                return await _perform(connection, script, step or next(script))
         except TimeoutError as error:
             seconds = f"{limits.handshake_timeout:g}"
             raise UnreachableError(f"the peer did not shake hands within {seconds} seconds") from error
@@ -446,18 +447,15 @@ async def _shake_hands(
             raise UnreachableError("the connection ended before the peer had shaken hands") from error
 
 
-async def _perform(connection: Connection, script: Script, need: int | None) -> Established:
-    """Play a script to its end; `need` is what it waits for if its first step was taken already."""
-    received = None if need is None else await _receive_exactly(connection, need)
+async def _perform(connection: Connection, script: Script, step: Step) -> Established:
     while True:
+        if step.send:
+            await connection.send(step.send)
         try:
-            step = script.send(received) if received is not None else next(script)
+            step = script.send(await _receive_exactly(connection, step.need))
         except StopIteration as end:
             established: Established = end.value
             return established
-        if step.send:
-            await connection.send(step.send)
-        received = await _receive_exactly(connection, step.need)
 
 
 async def _receive_exactly(connection: Connection, size: int) -> bytes:
