@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from overlay.testing.programs import COMMAND, Home, MakeHome
+from overlay.testing.programs import COMMAND, PATIENCE, Home, MakeHome
 
 SIZE = 48 * 1024 * 1024 + 17
 KILLS = 3
@@ -27,6 +28,13 @@ def content(path: Path, size: int) -> bytes:
     data = random.Random(size).randbytes(size)
     path.write_bytes(data)
     return data
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def begun(home: Home, link: str, path: Path) -> subprocess.Popen[str]:
@@ -91,6 +99,29 @@ def test_both_ends_killed_again_and_again(pair: tuple[Home, Home], tmp_path: Pat
     bob.one("file", "get", link, "-o", str(tmp_path / "copy"))
     assert (tmp_path / "copy").read_bytes() == data
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".copy")] == []
+
+
+def test_a_provider_that_comes_back_at_another_address_is_fetched_from(
+    make_home: MakeHome, tmp_path: Path
+) -> None:
+    meeting, ann, bob = (make_home(name) for name in ("meeting", "ann", "bob"))
+    meeting.up("--directory")
+    ticket = meeting.one("ticket")["ticket"]
+    before = ann.up("--join", ticket)["locators"]
+    bob.up("--join", ticket)
+    data = content(tmp_path / "big", SIZE)
+    link = ann.one("file", "share", str(tmp_path / "big"))["link"]
+    bob.one("file", "limit", "--down", "1M")  # so that there is something left when she is back
+    fetching = begun(bob, link, tmp_path / "copy")
+    assert ann.end(signal.SIGKILL) == -signal.SIGKILL
+    (there,) = bob.run("file", "status")
+    assert 0 < there["present"] < SIZE // 2
+    after = ann.up("--listen", f"127.0.0.1:{free_port()}")["locators"]
+    assert not set(after) & set(before)
+    bob.one("file", "limit", "--down", "none")
+    fetching.communicate(timeout=PATIENCE)
+    assert fetching.returncode == 0  # the same command: nobody gave it anew
+    assert (tmp_path / "copy").read_bytes() == data
 
 
 def test_ctrl_c_keeps_what_came_and_says_how_to_go_on(pair: tuple[Home, Home], tmp_path: Path) -> None:
