@@ -15,7 +15,7 @@ from overlay.errors import MalformedError, NotFoundError, RefusedError
 from overlay_cli.context import ANSWER_TIMEOUT, Context, absolute, as_object
 from overlay_cli.exit_codes import DONE
 from overlay_cli.output import Output, printable
-from overlay_cli.progress import StatusBlock, duration, size, stands_still, used
+from overlay_cli.progress import StatusBlock, counted, duration, size, stands_still, used
 from overlay_cli.spool import binary_stdout, scratch_folder, spooled_stdin, write_all
 
 FOLLOW_INTERVAL = 1.0
@@ -35,7 +35,9 @@ def share(options: argparse.Namespace, output: Output) -> int:
     path = Path(absolute(options.path))
     if not path.exists():
         raise NotFoundError(f"{path} does not exist")
-    found = Context(options, output).ask("file.share", path=str(path), name=options.name)
+    found = Context(options, output).ask(
+        "file.share", path=str(path), name=options.name, convergent=options.convergent
+    )
     output.data(found, _shown(found, "link"))
     if found.get("skipped"):
         output.note(f"passed over, because they are no files or folders: {_shown(found, 'skipped')}")
@@ -59,7 +61,8 @@ def put(options: argparse.Namespace, output: Output) -> int:
         with context.node():  # before anybody writes gigabytes in vain
             pass
         with spooled_stdin(context.home.path) as spool:
-            found = context.ask("file.put", path=str(spool), name=options.name or "")
+            name = options.name or ""
+            found = context.ask("file.put", path=str(spool), name=name, convergent=options.convergent)
     elif not path.exists():
         raise NotFoundError(f"{path} does not exist")
     elif path.is_dir():
@@ -67,7 +70,7 @@ def put(options: argparse.Namespace, output: Output) -> int:
     elif not path.is_file():
         raise RefusedError(f"{path} is not a regular file")
     else:
-        found = context.ask("file.put", path=str(path), name=options.name)
+        found = context.ask("file.put", path=str(path), name=options.name, convergent=options.convergent)
     output.data(found, _shown(found, "link"))
     if found.get("holders") == 1:
         output.note("only one node was reached that keeps it: put it again when there are more")
@@ -276,14 +279,14 @@ def _offer_line(found: Mapping[str, JSON]) -> str:
 
 
 def _running_lines(found: Mapping[str, JSON]) -> Sequence[str]:
-    left, whole = found.get("left"), found.get("size")
+    left, whole, chunks = found.get("left"), found.get("size"), found.get("chunks")
     rest = f", {duration(left)} left" if isinstance(left, int) else ""
     figures = ", ".join(
         [
             _amount(found, "present") + ("" if whole is None else f" of {_amount(found, 'size')}"),
             *([] if stands_still(found) else [f"{_amount(found, 'rate')}/s{rest}"]),
             *(used(found) if found.get("present") != whole else ()),
-            *([f"{_shown(found, 'chunks')} chunks asked for"] if found.get("chunks") else []),
+            *([f"{counted(chunks, 'chunk')} asked for"] if isinstance(chunks, int) and chunks else []),
             *([f"limited to {_amount(found, 'limit')}/s"] if found.get("limit") else []),
         ]
     )

@@ -41,7 +41,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         MalformedError: a wrong use.
         SystemExit: --help was printed.
     """
-    return make_parser().parse_args(arguments)
+    found, unknown = make_parser().parse_known_args(arguments)
+    if unknown:  # argparse would name the help of all commands
+        raise MalformedError(f"unrecognized arguments: {' '.join(unknown)}: see '{found.prog} --help'")
+    return found
 
 
 def make_parser() -> Parser:
@@ -75,7 +78,7 @@ def _common_options() -> Parser:
 
 def _add(commands: _Commands, common: Parser, name: str, text: str, run: str = "") -> Parser:
     command = commands.add_parser(name, help=text, description=text, parents=[common])
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, prog=command.prog)
     return command
 
 
@@ -167,6 +170,12 @@ def _add_file_commands(file: Parser, common: Parser) -> None:
     put.add_argument("path", metavar="PATH", help="a file; - reads it from stdin")
     put.add_argument("--name", metavar="NAME", help="what it is called (else as the file)")
     put.add_argument("--qr", action="store_true", help="show the link as a QR code too")
+    for command in (share, put):
+        command.add_argument(
+            "--convergent",
+            action="store_true",
+            help="the same file gives the same urn:eris: everywhere; who has it can tell that you do",
+        )
     _add_get_command(commands, common)
     _add_pin_commands(commands, common)
     _add(commands, common, "list", "list what this node offers, and what it has pinned", "file:list")
@@ -283,9 +292,18 @@ def _limit(text: str) -> int:
 
 
 def _bytes(text: str) -> int:
-    """Read a number of bytes, or of units of 1024, 1024^2 and so on."""
+    """Read a number of bytes, or of units of 1024, 1024^2 and so on.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
     exponent = _UNITS.find(text[-1].upper()) + 1 if text else 0
-    return int(text[:-1] if exponent else text) << 10 * exponent
+    try:
+        return int(text[:-1] if exponent else text) << 10 * exponent
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no whole number of bytes, which K, M, G or T may follow"
+        ) from error
 
 
 def _size(text: str) -> int:

@@ -162,9 +162,16 @@ def used(more: Mapping[str, JSON]) -> list[str]:
         return []
     if more.get("stage") == "looking":
         return ["looking at what is there"]
+    liars = more.get("liars")
+    left = [f"{counted(len(liars), 'node')} sent wrong chunks"] if isinstance(liars, list) and liars else []
     if not circuits:
-        return ["no provider is connected, still trying"]
-    return [f"{_count(circuits, 'circuit')} to {_count(providers, 'node')}"]
+        return ["no provider is connected, still trying", *left]
+    return [f"{counted(circuits, 'circuit')} to {counted(providers, 'node')}", *left]
+
+
+def counted(count: int, name: str) -> str:
+    """Write how many of something there are: `1 node`, `2 nodes`."""
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def size(count: float) -> str:
@@ -259,7 +266,3 @@ def _pace(done: int, total: int, seconds: float, moved: int, more: Mapping[str, 
 def _length(label: str, parts: Sequence[str]) -> int:
     """Columns of a line but for its bar."""
     return len(label) + len(" [] 100% ") + len(", ".join(parts))
-
-
-def _count(count: int, name: str) -> str:
-    return f"{count} {name}" if count == 1 else f"{count} {name}s"

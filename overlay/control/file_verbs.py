@@ -35,17 +35,25 @@ Patterns: TypeAlias = Annotated[
 
 
 class ShareArguments(Arguments, frozen=True):
-    """`path`: the file or folder to offer; `name`: what it is called, if not as that."""
+    """`path`: the file or folder to offer; `name`: what it is called, if not as that.
+
+    `convergent`: whether the same file gives everybody the same capability.
+    """
 
     path: AbsolutePath
     name: str = ""
+    convergent: bool = False
 
 
 class PutArguments(Arguments, frozen=True):
-    """`path`: the file to store; `name`: what it is called, if not as the file; empty for nothing."""
+    """`path`: the file to store; `name`: what it is called, if not as the file; empty for nothing.
+
+    `convergent`: see `ShareArguments`.
+    """
 
     path: AbsolutePath
     name: str | None = None
+    convergent: bool = False
 
 
 class LinkArguments(Arguments, frozen=True):
@@ -112,9 +120,9 @@ class FileVerbs:
 
     async def share(self, args: ShareArguments, answers: Answers) -> JSON:
         """Offer a file or a folder from where it lies."""
-        files = self._runtime.services.files
-        if await is_folder(Path(args.path)):
-            link, folder = await files.share_folder(Path(args.path), args.name, answers.progress)
+        files, path, told = self._runtime.services.files, Path(args.path), answers.progress
+        if await is_folder(path):
+            link, folder = await files.share_folder(path, args.name, told, convergent=args.convergent)
             return {
                 "link": link.urn,
                 "name": link.name,
@@ -122,12 +130,13 @@ class FileVerbs:
                 "files": folder.files,
                 "skipped": folder.skipped,
             }
-        link = await files.share(Path(args.path), args.name, answers.progress)
+        link = await files.share(path, args.name, told, convergent=args.convergent)
         return {"link": link.urn, "name": link.name, "size": link.size}
 
     async def put(self, args: PutArguments, answers: Answers) -> JSON:
         """Store a file at other nodes."""
-        link = await self._runtime.services.files.put(Path(args.path), args.name, answers.progress)
+        files, told = self._runtime.services.files, answers.progress
+        link = await files.put(Path(args.path), args.name, told, convergent=args.convergent)
         return {"link": link.urn, "name": link.name, "size": link.size, "holders": len(link.providers)}
 
     async def pin(self, args: LinkArguments, answers: Answers) -> JSON:
@@ -283,6 +292,7 @@ def _figures(running: Running) -> dict[str, JSON]:
         "circuits": 0 if snapshot is None else snapshot.circuits,
         "providers": 0 if snapshot is None else snapshot.providers,
         "chunks": 0 if snapshot is None else snapshot.outstanding,
+        "liars": [str(node) for node in sorted(running.liars)],
         "stage": _stage(snapshot),
     }
 

@@ -47,6 +47,7 @@ class Snapshot:
         providers: to whom a circuit is open.
         outstanding: chunks that are asked for.
         absent: where it has failed, chunks that all who can still be asked say are not there.
+        liars: who sent something else than was asked for, and is asked no more.
     """
 
     received: int
@@ -56,3 +57,4 @@ class Snapshot:
     providers: int
     outstanding: int
     absent: Collection[bytes] = ()
+    liars: Collection[NodeIdentifier] = ()

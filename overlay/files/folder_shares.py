@@ -40,7 +40,12 @@ class SharedFolder:
 
 
 async def share_folder(
-    shares: Shares, path: Path, name: str = "", progress: Progress | None = None
+    shares: Shares,
+    path: Path,
+    name: str = "",
+    progress: Progress | None = None,
+    *,
+    convergent: bool = False,
 ) -> SharedFolder:
     """Offer a folder. All of it is read once, nothing is copied, and it must stay as it is.
 
@@ -49,6 +54,7 @@ async def share_folder(
         path: the folder, or a link to one.
         name: what it is called, if not as the folder.
         progress: told after each step.
+        convergent: see `Shares.add`.
 
     Raises:
         NotFoundError: there is no such folder.
@@ -60,7 +66,7 @@ async def share_folder(
     """
     root = Path(await anyio.Path(path).resolve())
     await to_thread.run_sync(refuse_home, root)
-    async with shares.folder(root, name=name or path.name) as folder:
+    async with shares.folder(root, name=name or path.name, convergent=convergent) as folder:
         before = await to_thread.run_sync(survey, root)
         manifest = await _add_all(folder, root, before, progress)
         if await to_thread.run_sync(survey, root) != before:

@@ -47,12 +47,16 @@ class Landing:
         self._names: list[str] = []
         self._handles: list[int] = []
         with _explained(path.parent):
-            self._handles.append(_open_destination(path.parent))
+            handle, self._is_new = _open_destination(path.parent)
+            self._handles.append(handle)
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything; what the folder is put into goes too if it was made here and stayed empty."""
         while self._handles:
             os.close(self._handles.pop())
+        if self._is_new:
+            with suppress(OSError):  # it is not empty, or gone
+                self.path.parent.rmdir()
 
     def look(self, entry: Entry) -> State:
         """See what is there of a file, or of an empty folder; what a whole file left behind is removed.
@@ -206,17 +210,22 @@ def _explained(path: Path, trouble: str = "cannot be written") -> Iterator[None]
         ) from error
 
 
-def _open_destination(path: Path) -> int:
+def _open_destination(path: Path) -> tuple[int, bool]:
     """Open what a folder is put into, and make it if it is missing; links on the way are those of the user.
+
+    Returns:
+        its descriptor, and whether it was made.
 
     Raises:
         RefusedError: something else is there.
         OSError: it cannot be made or opened.
     """
+    is_new = False
     try:
         with suppress(FileExistsError):
             path.mkdir()
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            is_new = True
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), is_new
     except OSError as error:
         if os.path.lexists(path) and error.errno in _NO_FOLDER | {errno.ENOENT}:
             raise RefusedError(

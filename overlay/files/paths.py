@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
+from anyio import to_thread
 
 from overlay.errors import RefusedError
+from overlay.files.partial import tidy
+from overlay.units.capability import ReadCapability
 
 
 async def is_folder(path: Path) -> bool:
@@ -30,13 +35,27 @@ async def _is_file(path: Path) -> bool:
         return False
 
 
-async def check_free(path: Path) -> None:
-    """Look whether there is a file, to say how it would be replaced.
+async def check_free(path: Path, capability: ReadCapability) -> None:
+    """Look whether there is a file, to say how it would be replaced; what fetching it left behind is removed.
+
+    Args:
+        path: where a file is to be.
+        capability: what it is to be.
 
     Raises:
-        RefusedError: there is.
+        RefusedError: there is a file.
     """
     if await _is_file(path):
+        with suppress(OSError):  # a hidden name more; that the file is there is what matters
+            await to_thread.run_sync(_tidy, path, capability)
         raise RefusedError(
             f"{path} exists already: name another path to write to, or replace what is there with --force"
         )
+
+
+def _tidy(path: Path, capability: ReadCapability) -> None:
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        tidy(folder, path.name, capability)
+    finally:
+        os.close(folder)

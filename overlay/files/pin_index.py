@@ -60,7 +60,8 @@ class Pin:
         capability: reads it.
         name: what it is called; empty if nobody said.
         size: bytes of what `capability` reads; None while they are not known.
-        total: bytes of the file, or of all files of the folder; None while they are not known.
+        total: bytes of the file, or of all files of the folder; None while they are not known. Until it is
+            whole, those of a file are what its link says.
         whole: whether all of it is here.
         added: seconds since 1970.
     """
@@ -89,8 +90,8 @@ def begin(connection: apsw.Connection, new: NewPin) -> Pin:
     """Begin a pin, or go on with the one of this capability and kind."""
     capability = new.capability.to_bytes()
     connection.execute(
-        "INSERT OR IGNORE INTO pins (kind, capability, name, size, added) VALUES (?, ?, ?, ?, ?)",
-        (new.kind, capability, new.name, new.size, new.added),
+        "INSERT OR IGNORE INTO pins (kind, capability, name, size, total, added) VALUES (?, ?, ?, ?, ?, ?)",
+        (new.kind, capability, new.name, new.size, new.size if new.kind == "file" else None, new.added),
     )
     return _select(connection, "capability = ? AND kind = ?", (capability, new.kind))[0]
 

@@ -192,6 +192,11 @@ class Providers:
         """Never ask this provider again."""
         self._providers[node].state = _State.LIED
 
+    @property
+    def liars(self) -> Collection[NodeIdentifier]:
+        """Those that sent something else than was asked for."""
+        return [node for node, it in self._providers.items() if it.state is _State.LIED]
+
     def arrived(self, reference: bytes) -> None:
         """Forget who has not this chunk: it is here."""
         for provider in self._providers.values():

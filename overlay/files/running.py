@@ -10,6 +10,7 @@ from typing import Literal
 
 from overlay.errors import NotFoundError
 from overlay.files.actions import Snapshot
+from overlay.identity import NodeIdentifier
 from overlay.peer.limits import Limiter
 
 Task = Literal["get", "read", "pin", "chat"]
@@ -28,6 +29,7 @@ class Running:
         present: bytes that are there already.
         snapshot: how the transfer stands; None before it has begun.
         limit: how fast it may be; may be changed.
+        liars: nodes that sent something else than was asked for.
     """
 
     task: Task
@@ -37,6 +39,7 @@ class Running:
     present: int = 0
     snapshot: Snapshot | None = None
     limit: Limiter = field(default_factory=Limiter)
+    liars: set[NodeIdentifier] = field(default_factory=set)
 
 
 Watch = Callable[[Running], None]
@@ -51,6 +54,7 @@ def reporting(running: Running, watch: Watch | None) -> Step:
 
     def step(snapshot: Snapshot | None, present: int, size: int | None) -> None:
         running.snapshot, running.present, running.size = snapshot, present, size
+        running.liars.update(() if snapshot is None else snapshot.liars)
         if watch is not None:
             watch(running)
 

@@ -64,13 +64,16 @@ class Files:
         self._node.chunks.sources += [self._shares.chunks, self._pins]
         self._node.chunks.unfolding.append(self._shares.chunks.unfold)
 
-    async def share(self, path: Path, name: str = "", progress: Progress | None = None) -> FileLink:
+    async def share(
+        self, path: Path, name: str = "", progress: Progress | None = None, *, convergent: bool = False
+    ) -> FileLink:
         """Offer a file. It is read once, nothing is copied, and it must stay where it is.
 
         Args:
             path: a regular file.
             name: what it is called, if not as the file.
             progress: told after each step.
+            convergent: whether the same file gives everybody the same capability; see `Shares.add`.
 
         Returns:
             a link with which this node's offer is found.
@@ -83,10 +86,11 @@ class Files:
             StorageError: the disk is full or does not work.
             After failure or cancellation nothing more is offered than before.
         """
-        return await self._link(await self._shares.add(path, progress, name=name or None))
+        share = await self._shares.add(path, progress, name=name or None, convergent=convergent)
+        return await self._link(share)
 
     async def share_folder(
-        self, path: Path, name: str = "", progress: Progress | None = None
+        self, path: Path, name: str = "", progress: Progress | None = None, *, convergent: bool = False
     ) -> tuple[FileLink, SharedFolder]:
         """Offer a folder with all that is in it; see `overlay.files.folder_shares.share_folder`.
 
@@ -96,7 +100,7 @@ class Files:
         Raises:
             OverlayError: any of that function.
         """
-        shared = await share_folder(self._shares, path, name, progress)
+        shared = await share_folder(self._shares, path, name, progress, convergent=convergent)
         return await self._link(shared.share), shared
 
     async def offered(self) -> Sequence[tuple[Share, FileLink]]:
@@ -125,13 +129,21 @@ class Files:
         await self._shares.remove(share.id)
         return share
 
-    async def put(self, path: Path, name: str | None = None, progress: Progress | None = None) -> FileLink:
+    async def put(
+        self,
+        path: Path,
+        name: str | None = None,
+        progress: Progress | None = None,
+        *,
+        convergent: bool = False,
+    ) -> FileLink:
         """Store a file at other nodes, so that it can be fetched when this one has left.
 
         Args:
             path: a regular file.
             name: what it is called, if not as the file; empty for nothing.
             progress: told after each step.
+            convergent: whether the same file gives everybody the same capability; see `Shares.add`.
 
         Returns:
             a link that names the nodes that keep it.
@@ -142,7 +154,7 @@ class Files:
         """
         called = path.name if name is None else name
         safe = safe_basename(called) if called else ""
-        stored = await store_file(self._node, path, progress, most=MAX_PROVIDERS)
+        stored = await store_file(self._node, path, progress, most=MAX_PROVIDERS, convergent=convergent)
         records = [self._node.locators.known(holder) for holder in stored.holders]
         return FileLink(
             stored.capability,
@@ -227,7 +239,7 @@ class Files:
             raise RefusedError("this link is one of a folder, not of a file")
         path = await _target_path(link, destination)
         if not overwrite:
-            await check_free(path)
+            await check_free(path, link.capability)
         running = Running("get", link.name, path, link.size, limit=Limiter(rate))
         async with open_target(path, link.capability, size=link.size, overwrite=overwrite) as target:
             with self._fetching(running, link):

@@ -18,7 +18,7 @@ import apsw
 from overlay.database import Schema
 from overlay.errors import NotFoundError, RefusedError
 from overlay.files.share_records import Leaf, NewShare, Problem, Share, Stamp
-from overlay.units.eris import Chunk, ReadCapability
+from overlay.units.eris import NULL_SECRET, Chunk, ReadCapability
 
 SWEEP_CHUNKS = 256
 """Node chunks deleted in one transaction: 8 MiB."""
@@ -210,9 +210,10 @@ def of_parent(connection: apsw.Connection, parent: int | None) -> tuple[Share, .
     return _select(connection, "id IN (SELECT part FROM share_parts WHERE parent = ?)", (parent,))
 
 
-def of_path(connection: apsw.Connection, path: Path, parent: int | None) -> Share | None:
-    """Look up the newest share of a path."""
-    found = _select(connection, "path = ? AND parent IS ?", (os.fsencode(path), parent))
+def of_path(connection: apsw.Connection, path: Path, parent: int | None, *, convergent: bool) -> Share | None:
+    """Look up the newest share of a path among those under the secret that everybody knows, or the others."""
+    where = "path = ? AND parent IS ? AND (secret = ?) = ?"
+    found = _select(connection, where, (os.fsencode(path), parent, NULL_SECRET, convergent))
     return found[-1] if found else None
 
 

@@ -20,7 +20,7 @@ from overlay.files import share_index as index
 from overlay.files.share_records import NewShare, Share, Stamp
 from overlay.files.shared_file import FileEncoding, locate
 from overlay.identity import Entropy
-from overlay.units.eris import SECRET_BYTES, encode_content
+from overlay.units.eris import NULL_SECRET, SECRET_BYTES, encode_content
 
 BATCH_LEAVES = 16_384
 """Leaves noted in one transaction, 512 MiB of content. They are scattered over the whole table, so with a
@@ -68,7 +68,7 @@ class ShareWriter:
         """
         target, stamp = await to_thread.run_sync(locate, path)
         async with self._turn(target, parent):
-            before = await self._database.read(partial(index.of_path, path=target, parent=parent))
+            before = await self._before(target, parent, convergent=secret == NULL_SECRET)
             if before and _is_same(before, stamp):
                 return await self._database.write(partial(index.renew, share=before.id, name=name))
             new = NewShare(
@@ -85,20 +85,20 @@ class ShareWriter:
                 return await self._encode(share, encoding, stamp.size, progress)
 
     @asynccontextmanager
-    async def folder(self, path: Path, name: str) -> AsyncIterator[FolderShare]:
+    async def folder(self, path: Path, name: str, *, convergent: bool) -> AsyncIterator[FolderShare]:
         """Add a folder; see `Shares.folder`.
 
         Raises:
             StorageError: the disk is full or does not work.
         """
-        before = await self._database.read(partial(index.of_path, path=path, parent=None))
+        before = await self._before(path, None, convergent=convergent)
         new = NewShare(
             parent=None,
             kind="folder",
             name=name,
             path=path,
             stamp=Stamp(0, 0, 0),
-            secret=self._secret(before),
+            secret=NULL_SECRET if convergent else self._secret(before),
             added=self._clock(),
         )
         async with self._begun(new) as share:
@@ -150,6 +150,10 @@ class ShareWriter:
         after: bytes | None = b"" if dead else None
         while after is not None:
             after = await self._database.write(partial(index.sweep, dead=dead, after=after))
+
+    async def _before(self, path: Path, parent: int | None, *, convergent: bool) -> Share | None:
+        find = partial(index.of_path, path=path, parent=parent, convergent=convergent)
+        return await self._database.read(find)
 
     def _secret(self, before: Share | None) -> bytes:
         return before.secret if before else self._entropy(SECRET_BYTES)

@@ -20,7 +20,7 @@ from overlay.files.share_writer import FolderShare, Progress, ShareWriter
 from overlay.files.shared_chunks import SharedChunks
 from overlay.files.walk import refuse_home
 from overlay.identity import Entropy
-from overlay.units.capability import ReadCapability
+from overlay.units.capability import NULL_SECRET, ReadCapability
 from overlay.wire.filenames import safe_basename
 
 __all__ = ["SHARES_SCHEMA", "FolderShare", "Progress", "Shares"]
@@ -53,7 +53,14 @@ class Shares:
         await self._database.write(index.discard_unfinished)
         await self._writer.sweep()
 
-    async def add(self, path: Path, progress: Progress | None = None, *, name: str | None = None) -> Share:
+    async def add(
+        self,
+        path: Path,
+        progress: Progress | None = None,
+        *,
+        name: str | None = None,
+        convergent: bool = False,
+    ) -> Share:
         """Offer a file. It is read once, and must stay where it is.
 
         A path that is shared already gives the same share while its file is unchanged. A file that changed
@@ -64,6 +71,8 @@ class Shares:
             path: a regular file, or a link to one.
             progress: told after each step.
             name: what it is called, if not as the file.
+            convergent: whether its secret is the one that everybody knows, so that whoever encodes the same
+                file gets the same capability, and can find out whether this node offers it.
 
         Returns:
             the share, which is on the disk.
@@ -80,10 +89,13 @@ class Shares:
         safe_basename(called)
         await to_thread.run_sync(refuse_home, path)
         await self._writer.sweep()
-        return await self._writer.add(path, progress, name=called)
+        secret = NULL_SECRET if convergent else None
+        return await self._writer.add(path, progress, name=called, secret=secret)
 
     @asynccontextmanager
-    async def folder(self, path: Path, *, name: str | None = None) -> AsyncIterator[FolderShare]:
+    async def folder(
+        self, path: Path, *, name: str | None = None, convergent: bool = False
+    ) -> AsyncIterator[FolderShare]:
         """Offer a folder: add its parts in the block, then `finish` with the manifest.
 
         Left without `finish`, by failure or cancellation, nothing of it is offered. A folder that comes out
@@ -93,6 +105,7 @@ class Shares:
         Args:
             path: the folder; it is not looked at.
             name: what it is called, if not as the folder.
+            convergent: whether that secret is the one that everybody knows; see `add`.
 
         Raises:
             MalformedError: its name cannot be told to others.
@@ -101,7 +114,7 @@ class Shares:
         called = path.name if name is None else name
         safe_basename(called)
         await self._writer.sweep()
-        async with self._writer.folder(path, called) as folder:
+        async with self._writer.folder(path, called, convergent=convergent) as folder:
             yield folder
 
     async def check(self, share: int) -> Share:

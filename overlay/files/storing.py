@@ -20,7 +20,7 @@ from overlay.files.shares import Progress
 from overlay.identity import NodeIdentifier
 from overlay.peer.chunks import BATCH_CHUNKS
 from overlay.peer.node import Node
-from overlay.units.capability import SECRET_BYTES, Chunk, ReadCapability, choose_block_size
+from overlay.units.capability import NULL_SECRET, SECRET_BYTES, Chunk, ReadCapability, choose_block_size
 from overlay.units.encode import Encoder
 
 COPIES = 2
@@ -103,14 +103,17 @@ class _Holders:
         done.append(holder)
 
 
-async def store_file(node: Node, path: Path, progress: Progress | None = None, *, most: int) -> Stored:
-    """Store a file's chunks at other nodes, encoded with a secret of its own.
+async def store_file(
+    node: Node, path: Path, progress: Progress | None = None, *, most: int, convergent: bool = False
+) -> Stored:
+    """Store a file's chunks at other nodes, encoded with a secret of its own, or the one everybody knows.
 
     Args:
         node: whose peers keep the chunks, never itself.
         path: a regular file.
         progress: told after each batch.
         most: holders that can be told of; where one fails, another takes its place up to this number.
+        convergent: whether that secret is the one everybody knows; see `overlay.files.shares.Shares.add`.
 
     Returns:
         what is needed to fetch it; every chunk is on the holders' disks.
@@ -126,7 +129,8 @@ async def store_file(node: Node, path: Path, progress: Progress | None = None, *
     try:
         size = await _size_of(path)
         holders = _Holders(node, most)
-        encoder = Encoder(choose_block_size(size), node.entropy(SECRET_BYTES))
+        secret = NULL_SECRET if convergent else node.entropy(SECRET_BYTES)
+        encoder = Encoder(choose_block_size(size), secret)
         async with await anyio.open_file(path, "rb") as file:
             await _encode(file, size, encoder, holders, progress)
     except FileNotFoundError as error:

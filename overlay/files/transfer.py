@@ -178,6 +178,7 @@ class Transfer:
             providers=len({circuit.provider for circuit in circuits}),
             outstanding=len(self._schedule.asked),
             absent=self._providers.absent if self.failure else (),
+            liars=self._providers.liars,
         )
 
     def opened(self, number: int, now: float) -> None:

@@ -316,7 +316,9 @@ class Node:
         registered: RegisterStatus = self._register.status
         match registered.state:
             case "registered":
-                return "ready", f"ready, one of {registered.nodes} nodes of its directory{self._failing}"
+                count = registered.nodes
+                place = f"one of {count} nodes" if count > 1 else "the only node"
+                return "ready", f"ready, {place} of its directory{self._failing}"
             case "registering":
                 return "joining", f"registering at its directory{self._failing}"
             case _:

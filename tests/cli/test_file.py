@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+from overlay.control.file_verbs import PutArguments, ShareArguments
 from overlay.control.home import Home
 from overlay.control.protocol import JSON
 from overlay.control.server import Answers, Arguments, Handler, Handlers
@@ -436,6 +437,25 @@ def test_a_share_with_its_code(overlay: Command, scripted: Start, tmp_path: Path
     assert done.out.splitlines()[0] == CAPABILITY.urn
     assert len(done.out.splitlines()) == 24
     assert overlay("--json", "file", "share", str(tmp_path / "plan"), "--qr").code == 2
+
+
+@pytest.mark.parametrize("options", [[], ["--convergent"]])
+@pytest.mark.parametrize("verb", ["share", "put"])
+def test_only_who_asks_for_it_gets_the_link_of_everybody(
+    overlay: Command, scripted: Start, tmp_path: Path, verb: str, options: list[str]
+) -> None:
+    asked: list[bool] = []
+
+    async def answer(args: ShareArguments | PutArguments, _answers: Answers) -> JSON:
+        asked.append(args.convergent)
+        return {"link": CAPABILITY.urn, "name": "plan", "size": 1}
+
+    scripted(
+        {"file.share": Handler(ShareArguments, answer), "file.put": Handler(PutArguments, answer)},
+    )
+    (tmp_path / "plan").touch()
+    assert overlay("file", verb, str(tmp_path / "plan"), *options).code == 0
+    assert asked == [bool(options)]
 
 
 def test_without_the_library_of_codes_nothing_is_shared(

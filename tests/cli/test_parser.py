@@ -48,6 +48,25 @@ def test_global_options_may_stand_before_and_after_the_command(command: list[str
     assert parse(command).home is None
 
 
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("chat get s f --force", "overlay chat get"),
+        ("file share p --follow", "overlay file share"),
+        ("id --only x", "overlay id"),
+    ],
+)
+def test_what_a_command_does_not_know_leads_to_its_own_help(words: str, command: str) -> None:
+    with pytest.raises(MalformedError, match=f"^unrecognized arguments: --.*: see '{command} --help'$"):
+        parse(words.split())
+
+
+@pytest.mark.parametrize("text", ["1.5M", "fast", "K", "", "1_0K5"])
+def test_what_is_no_number_of_bytes_is_said(text: str) -> None:
+    with pytest.raises(MalformedError, match=f"{text!r} is no whole number of bytes, which K, M, G or T"):
+        parse(["file", "get", "l", "--rate", text])
+
+
 def test_options_of_up() -> None:
     text = "up --transport tor --transport i2p --transport tcp --directory --join T"
     text += " --torrc F --tor-control A --listen H:1 --sam S:1 --i2pd P --i2p-config C"

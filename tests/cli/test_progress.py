@@ -39,6 +39,7 @@ def test_any_amounts_can_be_drawn(done: int, total: int, seconds: float, moved: 
     assert "\n" not in line
 
 
+SHOWN, LIED = "3.0 MiB of 12.0 MiB", "2 nodes sent wrong chunks"
 FIGURES: Mapping[str, JSON] = {"rate": 1 << 20, "left": 9, "circuits": 3, "providers": 1}
 
 
@@ -59,6 +60,16 @@ FIGURES: Mapping[str, JSON] = {"rate": 1 << 20, "left": 9, "circuits": 3, "provi
             {**FIGURES, "circuits": 0, "stage": "connecting"},
             78,
             "get [#------]  25% 3.0 MiB of 12.0 MiB, no provider is connected, still trying",
+        ),
+        (
+            {**FIGURES, "liars": ["a", "b"]},
+            200,
+            f"get [######{'-' * 18}]  25% {SHOWN}, 1.0 MiB/s, 9 s left, 3 circuits to 1 node, {LIED}",
+        ),
+        (
+            {**FIGURES, "circuits": 0, "liars": ["a", "b"]},
+            200,
+            f"get [######{'-' * 18}]  25% {SHOWN}, no provider is connected, still trying, {LIED}",
         ),
         (
             {**FIGURES, "circuits": 0, "stage": "looking"},

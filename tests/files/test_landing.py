@@ -40,6 +40,17 @@ def landing(tmp_path: Path) -> Iterator[Landing]:
     landing.close()
 
 
+def test_a_destination_that_was_made_and_stayed_empty_is_removed(tmp_path: Path) -> None:
+    Landing(tmp_path / "to" / "garden").close()
+    assert not (tmp_path / "to").exists()
+    (tmp_path / "to").mkdir()
+    Landing(tmp_path / "to" / "garden").close()  # it was there before
+    used = Landing(tmp_path / "new" / "garden")
+    used.make(())
+    used.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "to"]
+
+
 @pytest.mark.parametrize("kind", ["file", "dangling", "circle"])
 def test_what_is_no_folder_is_no_destination(tmp_path: Path, kind: str) -> None:
     to = tmp_path / "to"
@@ -65,8 +76,9 @@ def test_only_the_last_folder_of_a_destination_is_made(tmp_path: Path) -> None:
     with fails(NotFoundError, sentence):
         Landing(tmp_path / "to" / "new" / "garden")
     (tmp_path / "to").symlink_to(tmp_path)  # of the user, who may
-    Landing(tmp_path / "to" / "new" / "garden").close()
+    landing = Landing(tmp_path / "to" / "new" / "garden")
     assert (tmp_path / "new").is_dir()
+    landing.close()
 
 
 @pytest.mark.parametrize("link", [False, True])

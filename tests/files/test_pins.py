@@ -125,15 +125,15 @@ async def test_what_came_of_an_interrupted_pin_is_not_fetched_again(
         with pytest.raises(ValueError, match="missing"):
             await sink.finish()
     (kept,) = await pins.list()
-    assert (kept.whole, kept.size) == (False, None)
+    assert (kept.whole, kept.size, kept.total) == (False, None, None)
     assert set(await pin(pins, it)) == set(lost)
     (kept,) = await pins.list()
     assert kept.whole
 
     other = content(3_000_000, seed=2)
-    async with pins.add(link(other)) as sink:
+    async with pins.add(link(other, 3_000_000)) as sink:
         await feed(sink, other[0], without=list(other[0])[20:30])
-    await pins.remove(link(other))
+    assert (await pins.remove(link(other))).total == 3_000_000  # as its link says
     assert (await storage.usage(own=True)).chunks == len(it[0])
 
 

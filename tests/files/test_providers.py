@@ -138,3 +138,4 @@ def test_a_liar_hides_nobody_who_was_not_reached(*, failed: bool, reason: Reason
         providers.lied(BOB)
     providers.served(ALICE, 1e6)  # a chunk that was on its way does not redeem a liar
     assert providers.verdict is reason
+    assert providers.liars == ([ALICE] if failed else [ALICE, BOB])

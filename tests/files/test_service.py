@@ -14,6 +14,7 @@ from overlay.errors import UnreachableError
 from overlay.files.links import FileLink
 from overlay.files.order import Order
 from overlay.files.service import FILES_SCHEMAS, Files
+from overlay.identity import NodeIdentifier
 from overlay.locators import MAX_CLOCK_SKEW, LocatorRecord
 from overlay.peer.chunks import ChunkSource
 from overlay.peer.node import Node
@@ -121,6 +122,8 @@ async def test_what_comes_of_a_fetch_changes_nobodys_score(tmp_path: Path, sourc
         mallory.chunks.sources[:] = [source]
         link = await theirs.share(tmp_path / "plan")
         link = replace(link, providers=(mallory.record.encoded, *link.providers))
-        await files.get(link, tmp_path / "copy")
+        liars: set[NodeIdentifier] = set()
+        await files.get(link, tmp_path / "copy", lambda running: liars.update(running.liars))
+        assert liars == ({mallory.identifier} if isinstance(source, Liar) else set())  # who fetches is told
         assert (tmp_path / "copy").read_bytes() == data
         assert [peer.score for peer in alice.peers()] == [0, 0]

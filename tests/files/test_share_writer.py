@@ -20,6 +20,7 @@ from overlay.files.shared_file import FileEncoding, locate
 from overlay.files.shares import SHARES_SCHEMA, Shares
 from overlay.units.eris import (
     LARGE_BLOCK,
+    NULL_SECRET,
     Chunk,
     Decoder,
     Encoder,
@@ -272,6 +273,39 @@ async def test_another_secret_gives_another_share(offers: Shares, database: Data
 async def test_secrets_are_random(offers: Shares, tmp_path: Path) -> None:
     made = [await offers.add(write(tmp_path / name, b"equal")) for name in "ab"]
     assert len({share.secret for share in made}) == len({share.capability for share in made}) == 2
+
+
+async def test_convergent_the_same_file_gives_everybody_the_same(offers: Shares, path: Path) -> None:
+    private = await offers.add(path)
+    share = await offers.add(path, convergent=True)
+    copy = await offers.add(write(path.with_name("copy"), read(path)), convergent=True)
+    assert share.capability == copy.capability == encoded(read(path), NULL_SECRET)[1]
+    assert await offers.add(path, convergent=True) == share
+    assert await offers.add(path) == private  # each stays what it was
+    grown(path)
+    assert (await offers.add(path)).secret == private.secret
+    assert (await offers.add(path, convergent=True)).secret == NULL_SECRET
+    assert await fetched(offers, (await offers.add(path)).capability) == read(path)
+
+
+async def test_what_was_only_shared_convergently_is_private_when_nobody_asks_for_that(
+    offers: Shares, path: Path
+) -> None:
+    known = await offers.add(path, convergent=True)
+    assert (await offers.add(path)).secret != known.secret == NULL_SECRET
+
+
+async def test_a_folder_can_be_convergent_too(offers: Shares, path: Path) -> None:
+    async with offers.folder(path.parent) as folder:
+        private = await folder.add(path)
+        await folder.finish(b"manifest")
+    for _ in range(2):
+        async with offers.folder(path.parent, convergent=True) as folder:
+            part = await folder.add(path)
+            share = await folder.finish(b"manifest")
+        assert part.capability == encoded(read(path), NULL_SECRET)[1] != private.capability
+        assert share.capability == encoded(b"manifest", NULL_SECRET)[1]
+    assert len(await offers.list()) == 2
 
 
 # --- what cannot be shared

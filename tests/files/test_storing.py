@@ -18,6 +18,7 @@ from overlay.identity import NodeIdentifier
 from overlay.peer.chunks import BATCH_CHUNKS
 from overlay.peer.node import Node
 from overlay.units.decode import Decoder
+from overlay.units.eris import NULL_SECRET, encode_content
 
 
 def holder(number: int) -> NodeIdentifier:
@@ -111,6 +112,15 @@ async def test_equal_files_are_not_told_from_their_chunks(tmp_path: Path) -> Non
     once = len(world.kept[holder(1)])
     await store_file(world.node, path, most=8)
     assert len(world.kept[holder(1)]) == 2 * once
+
+
+async def test_convergent_they_are_the_same_for_everybody(tmp_path: Path) -> None:
+    world = Holders(1)
+    path = write_file(tmp_path, 40_000)
+    found = [await store_file(world.node, path, most=8, convergent=True) for _ in range(2)]
+    chunks, capability = encode_content(path.read_bytes(), secret=NULL_SECRET)
+    assert [each.capability for each in found] == [capability] * 2
+    assert set(world.kept[holder(1)]) == {chunk.reference for chunk in chunks}
 
 
 async def test_a_holder_that_fails_is_replaced(tmp_path: Path) -> None:

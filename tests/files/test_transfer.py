@@ -314,6 +314,7 @@ def test_a_liar_is_never_asked_again_and_its_chunk_comes_from_another() -> None:
     assert lied_about <= {
         name for provider, ask in simulation.asked if provider == BOB for name in ask.references
     }
+    assert transfer.snapshot(seconds).liars == [ALICE]
 
 
 def test_several_providers_share() -> None:
