@@ -1,4 +1,4 @@
-"""Channels over real connections: `initiate` and `respond`, then `Channel` and its `Exchange`s.
+"""`Channel`: the driver of a `ChannelMachine` over a real connection.
 
 All that is decided here is when to read, write and wait; what the bytes mean is decided in `machine.py`.
 """
@@ -6,25 +6,15 @@ All that is decided here is when to read, write and wait; what the bytes mean is
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 
 import anyio
 from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream
 from anyio.lowlevel import checkpoint
 
-from overlay.channel.exchanges import MAX_MESSAGE_BYTES
 from overlay.channel.frames import CloseCode
-from overlay.channel.handshake import (
-    MAX_HELLO_BYTES,
-    Established,
-    Script,
-    Step,
-    initiate_script,
-    respond_script,
-)
+from overlay.channel.handshake import Established
 from overlay.channel.machine import (
-    DEFAULT_LIMITS,
     ChannelClosed,
     ChannelLimits,
     ChannelMachine,
@@ -36,21 +26,8 @@ from overlay.channel.machine import (
     PeerFinished,
 )
 from overlay.channel.streams import Exchange, Shared, Signal, fresh
-from overlay.connection import Connection, Properties
-from overlay.errors import ClosedError, OverlayError, ProtocolViolationError, UnreachableError
-from overlay.identity import Entropy, NodePublic, NodeSecret
-from overlay.locators import NodeLocator
-
-__all__ = [
-    "MAX_HELLO_BYTES",
-    "MAX_MESSAGE_BYTES",
-    "Channel",
-    "ChannelLimits",
-    "Exchange",
-    "call",
-    "initiate",
-    "respond",
-]
+from overlay.connection import Connection
+from overlay.errors import ClosedError, OverlayError, ProtocolViolationError
 
 _READ_BYTES = 262_144
 """Asked of the connection at a time: four of the largest records, which is what event loops read at once."""
@@ -59,129 +36,14 @@ MAX_UNACCEPTED = 128
 """Exchanges that may wait to be accepted: four times as many as a peer may have alive. The machine forgets
 those that the peer ended again; here they wait with what they brought, so their number is bounded too."""
 
-Connect = Callable[[bytes], Awaitable[Connection]]
-"""Dials, and has the connection begin with these bytes; see `overlay.connection.Transport.connect_with`."""
-
-_CONNECTION_ERRORS = (EndOfStream, BrokenResourceError, ClosedResourceError)
-
-
-async def initiate(
-    connection: Connection,
-    *,
-    secret: NodeSecret | None,
-    responder: NodePublic,
-    hello: bytes = b"",
-    entropy: Entropy,
-    limits: ChannelLimits = DEFAULT_LIMITS,
-) -> Channel:
-    """Make a channel to `responder` over a connection that was dialled.
-
-    Args:
-        connection: open, nothing read or sent yet. It belongs to the channel from here on, and is closed
-            when the handshake fails or is cancelled.
-        secret: who calls; None for a caller that stays anonymous.
-        responder: the node that must answer.
-        hello: told to the responder once it has shown who it is; at most `MAX_HELLO_BYTES`, and empty for
-            an anonymous caller.
-        entropy: where the ephemeral key comes from.
-        limits: timeouts and windows.
-
-    Returns:
-        the channel; start its `run` in a task group.
-
-    Raises:
-        UnreachableError: no answer in time, or the connection ended.
-        VerificationError: another node answered, or the connection leads elsewhere than was dialled.
-        ProtocolViolationError: the answer is no handshake.
-        MalformedError: the hello is too long, or given for an anonymous caller.
-    """
-    script = initiate_script(
-        secret=secret,
-        responder=responder,
-        hello=hello,
-        place=_place(connection.locator, connection.properties),
-        entropy=entropy,
-    )
-    established = await _shake_hands(connection, script, limits)
-    return Channel(connection, established, initiator=True, limits=limits)
-
-
-async def call(
-    connect: Connect,
-    locator: NodeLocator,
-    properties: Properties,
-    *,
-    secret: NodeSecret | None,
-    responder: NodePublic,
-    hello: bytes = b"",
-    entropy: Entropy,
-    limits: ChannelLimits = DEFAULT_LIMITS,
-) -> Channel:
-    """Make a channel as `initiate` does, over a connection that is dialled for it.
-
-    The handshake begins with the dial, so that over some networks it is through a round trip sooner.
-
-    Args:
-        connect: dials.
-        locator: what it dials.
-        properties: those of the connection.
-        secret: see `initiate`, also for what follows.
-        responder: who must answer.
-        hello: told to the responder.
-        entropy: where the ephemeral key comes from.
-        limits: timeouts and windows.
-
-    Returns:
-        the channel; start its `run` in a task group.
-
-    Raises:
-        OverlayError: what `connect` raises, and see `initiate`. Cancelled or failed, nothing stays open.
-    """
-    place = _place(locator, properties)
-    script = initiate_script(secret=secret, responder=responder, hello=hello, place=place, entropy=entropy)
-    said = next(script)
-    connection = await connect(said.send)
-    established = await _shake_hands(connection, script, limits, Step(b"", said.need))
-    return Channel(connection, established, initiator=True, limits=limits)
-
-
-async def respond(
-    connection: Connection,
-    *,
-    secret: NodeSecret,
-    hello: bytes = b"",
-    entropy: Entropy,
-    limits: ChannelLimits = DEFAULT_LIMITS,
-) -> Channel:
-    """Make a channel over a connection that a listener accepted, with whoever calls.
-
-    Args:
-        connection: open, nothing read or sent yet. It belongs to the channel from here on, and is closed
-            when the handshake fails or is cancelled.
-        secret: who answers.
-        hello: told to the caller; at most `MAX_HELLO_BYTES`.
-        entropy: where the ephemeral key comes from.
-        limits: timeouts and windows.
-
-    Returns:
-        the channel; start its `run` in a task group.
-
-    Raises:
-        UnreachableError: the caller stalled, or the connection ended.
-        VerificationError: the caller means another node or locator, or does not hold its keys.
-        ProtocolViolationError: what came is no handshake, or one of another version.
-        MalformedError: the hello is too long.
-    """
-    place = _place(connection.locator, connection.properties)
-    script = respond_script(secret=secret, hello=hello, place=place, entropy=entropy)
-    established = await _shake_hands(connection, script, limits)
-    return Channel(connection, established, initiator=False, limits=limits)
+CONNECTION_ERRORS = (EndOfStream, BrokenResourceError, ClosedResourceError)
+"""How a connection says that it has ended."""
 
 
 class Channel:
     """A verified, encrypted connection to a peer, on which many exchanges run at once.
 
-    Made by `initiate` and `respond`. Nothing moves until `run` runs.
+    Made by `call` and `respond` of `opening.py`. Nothing moves until `run` runs.
 
     Attributes:
         peer: the peer's verified keys; None where the caller stayed anonymous.
@@ -315,7 +177,7 @@ class Channel:
         while not self._machine.peer_gone:
             try:
                 data = await self._connection.receive(_READ_BYTES)
-            except _CONNECTION_ERRORS:
+            except CONNECTION_ERRORS:
                 self._handle(self._machine.receive_eof())
             else:
                 self._handle(self._machine.receive_data(data, anyio.current_time()))
@@ -333,7 +195,7 @@ class Channel:
             if data:
                 try:
                     await self._connection.send(data)
-                except _CONNECTION_ERRORS:
+                except CONNECTION_ERRORS:
                     return  # what the peer sent before may still be read; then `_read` meets the end
             elif self._machine.closed:
                 return
@@ -422,50 +284,3 @@ class Channel:
             self._machine.receive_eof()  # what is still queued will not be sent: nobody has to wait for it
             self._shared.wake_all()
             self._gone.set()
-
-
-@asynccontextmanager
-async def _closed_on_failure(connection: Connection) -> AsyncIterator[None]:
-    try:
-        yield
-    except BaseException:  # failed or cancelled: no channel came of it that would close the connection
-        await anyio.aclose_forcefully(connection)
-        raise
-
-
-async def _shake_hands(
-    connection: Connection, script: Script, limits: ChannelLimits, step: Step | None = None
-) -> Established:
-    async with _closed_on_failure(connection):
-        try:
-            with anyio.fail_after(limits.handshake_timeout):
-                return await _perform(connection, script, step or next(script))
-        except TimeoutError as error:
-            seconds = f"{limits.handshake_timeout:g}"
-            raise UnreachableError(f"the peer did not shake hands within {seconds} seconds") from error
-        except _CONNECTION_ERRORS as error:
-            raise UnreachableError("the connection ended before the peer had shaken hands") from error
-
-
-async def _perform(connection: Connection, script: Script, step: Step) -> Established:
-    while True:
-        if step.send:
-            await connection.send(step.send)
-        try:
-            step = script.send(await _receive_exactly(connection, step.need))
-        except StopIteration as end:
-            established: Established = end.value
-            return established
-
-
-async def _receive_exactly(connection: Connection, size: int) -> bytes:
-    """Read `size` bytes and none of what follows them, which is for the channel."""
-    data = b""
-    while len(data) < size:
-        data += await connection.receive(size - len(data))
-    return data
-
-
-def _place(locator: NodeLocator, properties: Properties) -> bytes:
-    """What both sides must agree that was dialled, so that a handshake cannot be relayed to another place."""
-    return locator.to_bytes() if properties.authenticates_receiver else b""

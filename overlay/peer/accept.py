@@ -11,7 +11,7 @@ from functools import partial
 
 import anyio
 
-from overlay.channel.driver import Exchange
+from overlay.channel.streams import Exchange
 from overlay.errors import ClosedError, NotFoundError, OverlayError, RefusedError
 from overlay.identity import NodeIdentifier
 from overlay.peer.limits import Limiter

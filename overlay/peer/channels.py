@@ -16,8 +16,10 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from overlay.channel.driver import Channel, Exchange, respond
+from overlay.channel.driver import Channel
 from overlay.channel.machine import MAX_REMOTE_EXCHANGES, ChannelLimits
+from overlay.channel.opening import respond
+from overlay.channel.streams import Exchange
 from overlay.connection import Connection, ConnectionLayer, Listener
 from overlay.errors import (
     ClosedError,

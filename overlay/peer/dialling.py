@@ -13,8 +13,9 @@ from functools import partial
 
 import anyio
 
-from overlay.channel.driver import Channel, Connect, call
+from overlay.channel.driver import Channel
 from overlay.channel.machine import ChannelLimits
+from overlay.channel.opening import Connect, call
 from overlay.connection import Connection, ConnectionLayer, Properties, Transport, TransportStatus
 from overlay.errors import (
     OverlayError,

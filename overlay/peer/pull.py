@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import anyio
 
-from overlay.channel.driver import Channel, Exchange
+from overlay.channel.driver import Channel
+from overlay.channel.streams import Exchange
 from overlay.errors import ClosedError, NotFoundError, RefusedError, UnreachableError
 from overlay.identity import Entropy, NodeIdentifier
 from overlay.peer.accept import Accept, Delivery

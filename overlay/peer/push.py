@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overlay.channel.driver import Exchange
+from overlay.channel.streams import Exchange
 from overlay.identity import NodeIdentifier
 from overlay.peer.channels import ChannelPool
 from overlay.peer.links import Lane

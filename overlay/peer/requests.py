@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import anyio
 
-from overlay.channel.driver import Channel, Exchange
+from overlay.channel.driver import Channel
+from overlay.channel.streams import Exchange
 from overlay.errors import (
     ClosedError,
     MalformedError,

@@ -18,8 +18,10 @@ from time import perf_counter
 
 import anyio
 
-from overlay.channel.driver import Channel, Exchange, initiate, respond
+from overlay.channel.driver import Channel
 from overlay.channel.machine import ChannelLimits
+from overlay.channel.opening import call, respond
+from overlay.channel.streams import Exchange
 from overlay.connection import Connection, Listener, Transport
 from overlay.errors import ClosedError
 from overlay.identity import NodePublic, NodeSecret
@@ -111,11 +113,14 @@ async def _raw_seconds(transport: Transport, server: Server, size: int) -> float
 
 
 async def _channel_seconds(transport: Transport, server: Server, size: int) -> float:
-    connection = await transport.connect(server.locator, isolation=ISOLATION)
-    await connection.send(_CHANNEL)
+    async def connect(first: bytes) -> Connection:
+        return await transport.connect_with(server.locator, _CHANNEL + first, isolation=ISOLATION)
+
     secret = NodeSecret.generate(os.urandom)
-    channel = await initiate(
-        connection,
+    channel = await call(
+        connect,
+        server.locator,
+        transport.properties,
         secret=secret,
         responder=server.public,
         hello=b"",

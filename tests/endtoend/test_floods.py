@@ -12,7 +12,9 @@ from typing import Any
 import anyio
 import pytest
 
-from overlay.channel.driver import Channel, Exchange, initiate
+from overlay.channel.driver import Channel
+from overlay.channel.opening import call
+from overlay.channel.streams import Exchange
 from overlay.connection import Connection
 from overlay.identity import NodeSecret
 from overlay.locators import LocatorRecord
@@ -49,16 +51,21 @@ class Flood:
         self._transport = transport
         self._stack = stack
 
-    async def connect(self) -> Connection:
-        connection = await self._transport.connect(self.record.locators[0])
+    async def connect(self, first: bytes = b"") -> Connection:
+        connection = await self._transport.connect_with(self.record.locators[0], first)
         self._stack.push_async_callback(anyio.aclose_forcefully, connection)
         return connection
 
     async def channel(self, *, anonymous: bool = False) -> tuple[Channel, Connection]:
-        connection = await self.connect()
-        secret = None if anonymous else NodeSecret.from_bytes(os.urandom(64))
-        channel = await initiate(connection, secret=secret, responder=self.record.public, entropy=os.urandom)
-        return channel, connection
+        channel = await call(
+            self.connect,
+            self.record.locators[0],
+            self._transport.properties,
+            secret=None if anonymous else NodeSecret.from_bytes(os.urandom(64)),
+            responder=self.record.public,
+            entropy=os.urandom,
+        )
+        return channel, channel._connection
 
 
 async def flood(home: Home, attack: Callable[[Flood], Awaitable[None]]) -> int:

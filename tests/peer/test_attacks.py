@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 
 import anyio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-from overlay.channel.driver import Channel, Exchange, initiate, respond
+from overlay.channel.driver import Channel
+from overlay.channel.opening import call, respond
+from overlay.channel.streams import Exchange
 from overlay.connection import Connection
 from overlay.errors import (
     ClosedError,
@@ -61,15 +64,17 @@ async def stranger(
 ) -> AsyncIterator[tuple[Connection, Channel]]:
     """A channel from somebody who runs no node; None for one who stays anonymous."""
     async with world.network.transport() as transport, anyio.create_task_group() as group:
-        connection = await transport.connect(target.record.locators[0])
-        channel = await initiate(
-            connection,
+        locator = target.record.locators[0]
+        channel = await call(
+            partial(transport.connect_with, locator),
+            locator,
+            transport.properties,
             secret=world.secret(name) if name else None,
             responder=target.public,
             entropy=world.entropy,
         )
         group.start_soon(channel.run)
-        yield connection, channel
+        yield channel._connection, channel
         group.cancel_scope.cancel()
 
 
@@ -201,8 +206,15 @@ async def test_a_listener_without_descriptors_is_tried_again(monkeypatch: pytest
         monkeypatch.setattr(listener, "accept", exhausted)
         async with anyio.create_task_group() as group:
             group.start_soon(bob.channels.listen, listener, "memory")
-            connection = await transport.connect(listener.locators[0])
-            channel = await initiate(connection, secret=None, responder=bob.public, entropy=world.entropy)
+            locator = listener.locators[0]
+            channel = await call(
+                partial(transport.connect_with, locator),
+                locator,
+                transport.properties,
+                secret=None,
+                responder=bob.public,
+                entropy=world.entropy,
+            )
             await channel.aclose()
             group.cancel_scope.cancel()
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import anyio
 import pytest
 
-from overlay.channel.driver import Channel, call
+from overlay.channel.driver import Channel
+from overlay.channel.opening import call
 from overlay.connection import Connection, Properties, Transport, TransportStatus
 from overlay.errors import RefusedError, TransportUnavailableError, UnreachableError
 from overlay.identity import NodeIdentifier

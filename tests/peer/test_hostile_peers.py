@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import pytest
 
-from overlay.channel.driver import Channel, Exchange, initiate
+from overlay.channel.driver import Channel
+from overlay.channel.opening import call
+from overlay.channel.streams import Exchange
 from overlay.connection import Connection
 from overlay.errors import (
     ClosedError,
@@ -57,16 +60,18 @@ async def mallory(
 ) -> AsyncIterator[tuple[Connection, Channel]]:
     """A channel to Bob from somebody who runs no node of this library, and the connection under it."""
     async with world.network.transport() as transport, anyio.create_task_group() as group:
-        connection = await transport.connect(bob.record.locators[0])
-        channel = await initiate(
-            connection,
+        locator = bob.record.locators[0]
+        channel = await call(
+            partial(transport.connect_with, locator),
+            locator,
+            transport.properties,
             secret=world.secret("mallory"),
             responder=bob.public,
             hello=hello,
             entropy=world.entropy,
         )
         group.start_soon(channel.run)
-        yield connection, channel
+        yield channel._connection, channel
         group.cancel_scope.cancel()
 
 
