@@ -24,11 +24,10 @@ from overlay.peer.chunks import FETCH, REFERENCE_BYTES, ChunkSource
 from overlay.peer.node import Node
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Latency
-from overlay.units.capability import ReadCapability
 from overlay.units.eris import encode_content
+from tests.files.conftest import Repeating
 
 SECRET = bytes(32)
-Repeating = tuple[dict[bytes, bytes], ReadCapability]
 
 
 @dataclass

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -17,95 +16,29 @@ from overlay.errors import MalformedError, NotFoundError, OverlayError, RefusedE
 from overlay.files import share_index, share_writer, shared_file
 from overlay.files.share_records import Leaf, NewShare, Share, Stamp
 from overlay.files.shared_file import FileEncoding, locate
-from overlay.files.shares import SHARES_SCHEMA, Shares
-from overlay.units.eris import (
-    LARGE_BLOCK,
-    NULL_SECRET,
-    Chunk,
-    Decoder,
-    Encoder,
-    ReadCapability,
-    choose_block_size,
+from overlay.files.shares import Shares
+from overlay.units.eris import LARGE_BLOCK, NULL_SECRET, Chunk, ReadCapability, encode_content
+from tests.files.conftest import (
+    SECRET,
+    content,
+    fetched,
+    grown,
+    moved,
+    open_convergent,
+    open_shares,
+    read,
+    references,
+    replaced_by_folder,
+    replaced_by_link,
+    replaced_by_pipe,
+    rows,
+    same_size_and_time,
+    touched,
+    truncated,
+    under_a_file,
+    vanished,
+    write,
 )
-
-SECRET = bytes(range(32))
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    async with await Database.open(tmp_path / "overlay.db", [SHARES_SCHEMA]) as database:
-        yield database
-
-
-@pytest.fixture
-def offers(database: Database) -> Shares:
-    return open_shares(database)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A file of four leaves, the last one short."""
-    return write(tmp_path / "file.bin", content(3 * LARGE_BLOCK + 100))
-
-
-def open_shares(database: Database) -> Shares:
-    return Shares(database, entropy=random.Random(1).randbytes, clock=lambda: 5.0)
-
-
-def open_convergent(database: Database) -> Shares:
-    """Shares of which equal files have equal chunks, as two versions of one file have."""
-    return Shares(database, entropy=lambda _: SECRET, clock=lambda: 5.0)
-
-
-def content(size: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def write(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
-
-
-def encoded(data: bytes, secret: bytes) -> tuple[list[Chunk], ReadCapability]:
-    encoder = Encoder(choose_block_size(len(data)), secret)
-    chunks = encoder.feed(data)
-    last, capability = encoder.finish()
-    return chunks + last, capability
-
-
-def references(data: bytes, secret: bytes) -> list[bytes]:
-    return [chunk.reference for chunk in encoded(data, secret)[0]]
-
-
-def read(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-def moved(path: Path, name: str) -> Path:
-    return path.rename(path.with_name(name))
-
-
-async def fetched(offers: Shares, capability: ReadCapability) -> bytes:
-    """Read a whole content out of what is offered."""
-    decoder = Decoder(capability)
-    found = []
-    while not decoder.finished:
-        wanted = decoder.wanted(64)
-        for reference, chunk in zip(wanted, await offers.chunks.get(wanted), strict=True):
-            assert chunk is not None
-            decoder.receive(reference, chunk)
-        found.append(decoder.read())
-    return b"".join(found)
-
-
-async def rows(database: Database) -> list[int]:
-    """Count shares, leaves and chunks in the tables."""
-
-    def count(connection: apsw.Connection) -> list[int]:
-        tables = "shares", "share_leaves", "share_chunks"
-        return [connection.execute(f"SELECT count(*) FROM {table}").get for table in tables]  # noqa: S608 - constants
-
-    return await database.read(count)
 
 
 async def forget_touch(database: Database, path: Path) -> None:
@@ -140,51 +73,6 @@ async def test_long_files_are_noted_in_batches_and_progress_is_told(
     assert told[-1] == (len(data), len(data))
     assert len(told) == 51
     assert batches == [40] * 25 + [1]
-
-
-def same_size_and_time(path: Path) -> None:
-    before = path.stat()
-    with path.open("r+b") as file:
-        file.write(b"other")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def touched(path: Path) -> None:
-    os.utime(path, ns=(0, 0))
-
-
-def truncated(path: Path) -> None:
-    os.truncate(path, LARGE_BLOCK)
-
-
-def grown(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"more")
-
-
-def replaced_by_link(path: Path) -> None:
-    copy = path.rename(path.with_name("elsewhere"))
-    path.symlink_to(copy)
-
-
-def replaced_by_pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def replaced_by_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def vanished(path: Path) -> None:
-    path.unlink()
-
-
-def under_a_file(path: Path) -> None:
-    path.unlink()
-    path.parent.rmdir()
-    path.parent.write_bytes(b"")
 
 
 # --- adding again
@@ -279,7 +167,7 @@ async def test_convergent_the_same_file_gives_everybody_the_same(offers: Shares,
     private = await offers.add(path)
     share = await offers.add(path, convergent=True)
     copy = await offers.add(write(path.with_name("copy"), read(path)), convergent=True)
-    assert share.capability == copy.capability == encoded(read(path), NULL_SECRET)[1]
+    assert share.capability == copy.capability == encode_content(read(path), secret=NULL_SECRET)[1]
     assert await offers.add(path, convergent=True) == share
     assert await offers.add(path) == private  # each stays what it was
     grown(path)
@@ -303,8 +191,8 @@ async def test_a_folder_can_be_convergent_too(offers: Shares, path: Path) -> Non
         async with offers.folder(path.parent, convergent=True) as folder:
             part = await folder.add(path)
             share = await folder.finish(b"manifest")
-        assert part.capability == encoded(read(path), NULL_SECRET)[1] != private.capability
-        assert share.capability == encoded(b"manifest", NULL_SECRET)[1]
+        assert part.capability == encode_content(read(path), secret=NULL_SECRET)[1] != private.capability
+        assert share.capability == encode_content(b"manifest", secret=NULL_SECRET)[1]
     assert len(await offers.list()) == 2
 
 

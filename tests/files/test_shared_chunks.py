@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
@@ -14,94 +13,28 @@ import pytest
 from overlay.database import Database
 from overlay.errors import MalformedError, RefusedError
 from overlay.files.shared_chunks import MAX_BATCH_CHUNKS
-from overlay.files.shares import SHARES_SCHEMA, Shares
-from overlay.units.eris import (
-    LARGE_BLOCK,
-    Chunk,
-    Decoder,
-    Encoder,
-    ReadCapability,
-    choose_block_size,
-    chunk_reference,
+from overlay.files.shares import Shares
+from overlay.units.eris import LARGE_BLOCK, Encoder, chunk_reference, encode_content
+from tests.files.conftest import (
+    content,
+    fetched,
+    grown,
+    open_convergent,
+    read,
+    references,
+    replaced_by_folder,
+    replaced_by_link,
+    replaced_by_pipe,
+    rows,
+    same_size_and_time,
+    touched,
+    truncated,
+    under_a_file,
+    vanished,
+    write,
 )
 
-SECRET = bytes(range(32))
-
-
 MIB = 1 << 20
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    async with await Database.open(tmp_path / "overlay.db", [SHARES_SCHEMA]) as database:
-        yield database
-
-
-@pytest.fixture
-def offers(database: Database) -> Shares:
-    return open_shares(database)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A file of four leaves, the last one short."""
-    return write(tmp_path / "file.bin", content(3 * LARGE_BLOCK + 100))
-
-
-def open_shares(database: Database) -> Shares:
-    return Shares(database, entropy=random.Random(1).randbytes, clock=lambda: 5.0)
-
-
-def open_convergent(database: Database) -> Shares:
-    """Shares of which equal files have equal chunks, as two versions of one file have."""
-    return Shares(database, entropy=lambda _: SECRET, clock=lambda: 5.0)
-
-
-def content(size: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def write(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
-
-
-def encoded(data: bytes, secret: bytes) -> tuple[list[Chunk], ReadCapability]:
-    encoder = Encoder(choose_block_size(len(data)), secret)
-    chunks = encoder.feed(data)
-    last, capability = encoder.finish()
-    return chunks + last, capability
-
-
-def references(data: bytes, secret: bytes) -> list[bytes]:
-    return [chunk.reference for chunk in encoded(data, secret)[0]]
-
-
-def read(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-async def fetched(offers: Shares, capability: ReadCapability) -> bytes:
-    """Read a whole content out of what is offered."""
-    decoder = Decoder(capability)
-    found = []
-    while not decoder.finished:
-        wanted = decoder.wanted(64)
-        for reference, chunk in zip(wanted, await offers.chunks.get(wanted), strict=True):
-            assert chunk is not None
-            decoder.receive(reference, chunk)
-        found.append(decoder.read())
-    return b"".join(found)
-
-
-async def rows(database: Database) -> list[int]:
-    """Count shares, leaves and chunks in the tables."""
-
-    def count(connection: apsw.Connection) -> list[int]:
-        tables = "shares", "share_leaves", "share_chunks"
-        return [connection.execute(f"SELECT count(*) FROM {table}").get for table in tables]  # noqa: S608 - constants
-
-    return await database.read(count)
 
 
 # --- what is offered is served
@@ -116,7 +49,7 @@ async def test_a_file_is_served_as_any_encoder_would_encode_it(
 ) -> None:
     data = content(size)
     share = await offers.add(write(tmp_path / "a", data))
-    assert share.capability == encoded(data, share.secret)[1]
+    assert share.capability == encode_content(data, secret=share.secret)[1]
     assert await fetched(offers, share.capability) == data
     assert (share.size, share.name, share.kind, share.added) == (size, "a", "file", 5.0)
 
@@ -147,7 +80,7 @@ async def test_a_tree_is_unfolded_from_its_root_and_no_further_than_to_its_nodes
     assert share.capability is not None
     root = share.capability.reference
     given = [await offers.chunks.unfold(root, number) for number in range(1, 6)]
-    chunks, _ = encoded(data, share.secret)
+    chunks, _ = encode_content(data, secret=share.secret)
     nodes = [chunks[512], chunks[1025], chunks[-2]]  # a node follows the last of its children
     assert given == [*(node.data for node in nodes), None, None]
     assert await offers.chunks.unfold(nodes[0].reference, 1) is None  # a root of nothing that is shared
@@ -192,51 +125,6 @@ async def test_batches_are_bounded(offers: Shares) -> None:
     assert await offers.chunks.get([bytes(32)] * MAX_BATCH_CHUNKS) == [None] * MAX_BATCH_CHUNKS
     with pytest.raises(MalformedError, match="at most 256"):
         await offers.chunks.get([bytes(32)] * (MAX_BATCH_CHUNKS + 1))
-
-
-def same_size_and_time(path: Path) -> None:
-    before = path.stat()
-    with path.open("r+b") as file:
-        file.write(b"other")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def touched(path: Path) -> None:
-    os.utime(path, ns=(0, 0))
-
-
-def truncated(path: Path) -> None:
-    os.truncate(path, LARGE_BLOCK)
-
-
-def grown(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"more")
-
-
-def replaced_by_link(path: Path) -> None:
-    copy = path.rename(path.with_name("elsewhere"))
-    path.symlink_to(copy)
-
-
-def replaced_by_pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def replaced_by_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def vanished(path: Path) -> None:
-    path.unlink()
-
-
-def under_a_file(path: Path) -> None:
-    path.unlink()
-    path.parent.rmdir()
-    path.parent.write_bytes(b"")
 
 
 # --- a file that is not what it was

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,24 +12,8 @@ from hypothesis import strategies as st
 from overlay.files import shared_file
 from overlay.files.shared_file import FileEncoding, locate
 from overlay.units.capability import apply_cipher
-from overlay.units.eris import LARGE_BLOCK, Encoder, encode_leaf
-
-SECRET = bytes(range(32))
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A file of four leaves, the last one short."""
-    return write(tmp_path / "file.bin", content(3 * LARGE_BLOCK + 100))
-
-
-def content(size: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def write(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
+from overlay.units.eris import Encoder, encode_leaf
+from tests.files.conftest import SECRET, content, write
 
 
 @given(st.integers(0, 300_000))
@@ -60,12 +43,3 @@ def test_leaves_are_told_from_nodes_in_trees_of_any_height(size: int) -> None:
         apply_cipher(leaf.key, 0, block) for leaf, block in zip(encoding.leaves, blocks, strict=True)
     ] == [leaf.data for leaf in leaves]
     assert encoding.nodes == [chunk for chunk in chunks + last if chunk.reference not in known]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for number in range(3):
-        write(folder / f"{number}", content(50_000, number))
-    return folder

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -19,83 +17,22 @@ from overlay.files import share_index, share_writer
 from overlay.files.share_records import Share, Stamp
 from overlay.files.shared_file import FileEncoding
 from overlay.files.shares import SHARES_SCHEMA, Shares
-from overlay.units.eris import (
-    LARGE_BLOCK,
-    Decoder,
-    ReadCapability,
+from tests.files.conftest import (
+    content,
+    fetched,
+    grown,
+    moved,
+    open_convergent,
+    open_shares,
+    read,
+    rows,
+    touched,
+    write,
 )
-
-SECRET = bytes(range(32))
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    async with await Database.open(tmp_path / "overlay.db", [SHARES_SCHEMA]) as database:
-        yield database
-
-
-@pytest.fixture
-def offers(database: Database) -> Shares:
-    return open_shares(database)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A file of four leaves, the last one short."""
-    return write(tmp_path / "file.bin", content(3 * LARGE_BLOCK + 100))
-
-
-def open_shares(database: Database) -> Shares:
-    return Shares(database, entropy=random.Random(1).randbytes, clock=lambda: 5.0)
-
-
-def open_convergent(database: Database) -> Shares:
-    """Shares of which equal files have equal chunks, as two versions of one file have."""
-    return Shares(database, entropy=lambda _: SECRET, clock=lambda: 5.0)
-
-
-def content(size: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def write(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
-
-
-def read(path: Path) -> bytes:
-    return path.read_bytes()
 
 
 def files(folder: Path) -> list[Path]:
     return list(folder.iterdir())
-
-
-def moved(path: Path, name: str) -> Path:
-    return path.rename(path.with_name(name))
-
-
-async def fetched(offers: Shares, capability: ReadCapability) -> bytes:
-    """Read a whole content out of what is offered."""
-    decoder = Decoder(capability)
-    found = []
-    while not decoder.finished:
-        wanted = decoder.wanted(64)
-        for reference, chunk in zip(wanted, await offers.chunks.get(wanted), strict=True):
-            assert chunk is not None
-            decoder.receive(reference, chunk)
-        found.append(decoder.read())
-    return b"".join(found)
-
-
-async def rows(database: Database) -> list[int]:
-    """Count shares, leaves and chunks in the tables."""
-
-    def count(connection: apsw.Connection) -> list[int]:
-        tables = "shares", "share_leaves", "share_chunks"
-        return [connection.execute(f"SELECT count(*) FROM {table}").get for table in tables]  # noqa: S608 - constants
-
-    return await database.read(count)
 
 
 # --- what is offered
@@ -127,15 +64,6 @@ async def test_secrets_are_not_shown(offers: Shares, path: Path) -> None:
     share = await offers.add(path)
     assert repr(share.secret) not in repr(share)
     assert repr(share.capability.key) not in repr(share)
-
-
-def touched(path: Path) -> None:
-    os.utime(path, ns=(0, 0))
-
-
-def grown(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"more")
 
 
 # --- a file that is not what it was
