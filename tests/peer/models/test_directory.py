@@ -59,7 +59,7 @@ def world() -> World:
 async def test_registration_brings_confirmation_and_the_list_and_the_others_learn_of_it() -> None:
     place = world()
     async with directory(place) as hub, member(place, "alice", hub) as alice:
-        assert "1 nodes" in alice.status.detail
+        assert "the only node" in alice.status.detail
         async with member(place, "bob", hub) as bob:
             assert bob.locators.known(alice.identifier) == alice.record
             await knows(alice, bob)
