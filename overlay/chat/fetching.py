@@ -6,13 +6,13 @@ from pathlib import Path
 
 from overlay.chat.events import File
 from overlay.errors import MalformedError, NotFoundError, UnreachableError, VerificationError
-from overlay.files.actions import Snapshot
-from overlay.files.gathering import gather
-from overlay.files.pace import Pace
-from overlay.files.paths import is_folder
-from overlay.files.providers import Candidates
+from overlay.files.disk.paths import is_folder
+from overlay.files.disk.target import Target, open_target
+from overlay.files.engine.actions import Snapshot
+from overlay.files.engine.providers import Candidates
+from overlay.files.fetching.gathering import gather
+from overlay.files.fetching.pace import Pace
 from overlay.files.running import Running, Watch, reporting
-from overlay.files.target import Target, open_target
 from overlay.identity import NodeIdentifier
 from overlay.peer.node import Node
 from overlay.units.capability import ReadCapability, tree_shape

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from overlay.chat.events import MAX_HOLDERS, File
 from overlay.chat.texts import check_file_name
-from overlay.files.shares import Progress
+from overlay.files.sharing.shares import Progress
 from overlay.files.storing import store_file
 from overlay.peer.node import Node
 

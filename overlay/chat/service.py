@@ -37,7 +37,7 @@ from overlay.chat.views import (
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError, OverlayError, RefusedError
 from overlay.files.running import Watch
-from overlay.files.shares import Progress
+from overlay.files.sharing.shares import Progress
 from overlay.identity import NodeIdentifier, SigningSecret
 from overlay.peer.node import Node
 from overlay.units.identifiers import UnitIdentifier

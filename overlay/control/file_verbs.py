@@ -12,14 +12,14 @@ from overlay.control.protocol import JSON
 from overlay.control.runtime import Runtime
 from overlay.control.server import AbsolutePath, Answers, Arguments, Handler, Handlers, NoArguments
 from overlay.errors import MalformedError, NotFoundError
-from overlay.files.actions import Snapshot
+from overlay.files.disk.paths import is_folder
+from overlay.files.engine.actions import Snapshot
+from overlay.files.folders.order import Order
 from overlay.files.links import FileLink
-from overlay.files.manifest_paths import MAX_PATH_BYTES
-from overlay.files.order import Order
-from overlay.files.paths import is_folder
-from overlay.files.pins import Pin
+from overlay.files.manifest.paths import MAX_PATH_BYTES
+from overlay.files.pinning.pins import Pin
 from overlay.files.running import Running, Watch
-from overlay.files.share_records import Share
+from overlay.files.sharing.records import Share
 from overlay.peer.bucket import MAX_RATE, MIN_RATE
 from overlay.peer.storage import MAX_QUOTA
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from overlay.errors import NotFoundError
-from overlay.files.actions import Snapshot
+from overlay.files.engine.actions import Snapshot
 from overlay.identity import NodeIdentifier
 from overlay.peer.limits import Limiter
 

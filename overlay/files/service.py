@@ -8,22 +8,22 @@ from pathlib import Path
 
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError, RefusedError, VerificationError
-from overlay.files.folder_shares import SharedFolder, manifest_bytes, share_folder
-from overlay.files.folders import FolderFetch
-from overlay.files.gathering import Report, gather
-from overlay.files.in_order import Take, read_in_order
+from overlay.files.disk.paths import check_free, is_folder
+from overlay.files.disk.target import Target, open_target
+from overlay.files.engine.providers import Candidates
+from overlay.files.fetching.gathering import Report, gather
+from overlay.files.fetching.in_order import Take, read_in_order
+from overlay.files.fetching.pace import Pace
+from overlay.files.folders.fetch import FolderFetch
+from overlay.files.folders.order import Order
 from overlay.files.links import MAX_PROVIDERS, FileLink
-from overlay.files.order import Order
-from overlay.files.pace import Pace
-from overlay.files.paths import check_free, is_folder
-from overlay.files.pinning import pin_link
-from overlay.files.pins import PINS_SCHEMA, Pin, Pins
-from overlay.files.providers import Candidates
+from overlay.files.pinning.pin import pin_link
+from overlay.files.pinning.pins import PINS_SCHEMA, Pin, Pins
 from overlay.files.running import Fetches, Running, Watch, reporting
-from overlay.files.share_records import Share
-from overlay.files.shares import SHARES_SCHEMA, Progress, Shares
+from overlay.files.sharing.folder_shares import SharedFolder, manifest_bytes, share_folder
+from overlay.files.sharing.records import Share
+from overlay.files.sharing.shares import SHARES_SCHEMA, Progress, Shares
 from overlay.files.storing import store_file
-from overlay.files.target import Target, open_target
 from overlay.locators import MAX_CLOCK_SKEW, LocatorRecord
 from overlay.peer.limits import Limiter
 from overlay.peer.node import Node
@@ -92,7 +92,7 @@ class Files:
     async def share_folder(
         self, path: Path, name: str = "", progress: Progress | None = None, *, convergent: bool = False
     ) -> tuple[FileLink, SharedFolder]:
-        """Offer a folder with all that is in it; see `overlay.files.folder_shares.share_folder`.
+        """Offer a folder with all that is in it; see `overlay.files.sharing.folder_shares.share_folder`.
 
         Returns:
             a link with which this node's offer is found, and what is offered.

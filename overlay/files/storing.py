@@ -16,7 +16,7 @@ from overlay.errors import (
     TransportUnavailableError,
     UnreachableError,
 )
-from overlay.files.shares import Progress
+from overlay.files.sharing.shares import Progress
 from overlay.identity import NodeIdentifier
 from overlay.peer.chunks import BATCH_CHUNKS
 from overlay.peer.node import Node
@@ -113,7 +113,7 @@ async def store_file(
         path: a regular file.
         progress: told after each batch.
         most: holders that can be told of; where one fails, another takes its place up to this number.
-        convergent: whether that secret is the one everybody knows; see `overlay.files.shares.Shares.add`.
+        convergent: whether that secret is the one everybody knows; see `Shares.add`.
 
     Returns:
         what is needed to fetch it; every chunk is on the holders' disks.

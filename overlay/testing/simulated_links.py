@@ -1,6 +1,6 @@
 """Circuits with rates, round trips and faults, in virtual time without an event loop: what a transfer meets.
 
-A `SimulatedTransfer` drives an `overlay.files.transfer.Transfer` through a discrete-event simulation. Each
+A `SimulatedTransfer` drives a `Transfer` of `overlay.files.engine` through a discrete-event simulation. Each
 circuit is a queue that sends chunks of the requests on it in turn, at its own rate; all may share one
 bottleneck behind them. A minute of a transfer takes some tenths of a second, and the same run gives the same
 result.
@@ -18,8 +18,8 @@ from functools import partial
 from itertools import chain, count, islice
 from typing import NamedTuple
 
-from overlay.files.actions import Ask, Close, Open
-from overlay.files.transfer import Transfer
+from overlay.files.engine.actions import Ask, Close, Open
+from overlay.files.engine.transfer import Transfer
 from overlay.identity import NodeIdentifier
 
 CHUNK = 32768

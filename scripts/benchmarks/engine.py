@@ -13,11 +13,11 @@ import anyio
 
 from overlay.connection import ConnectionLayer, Transport
 from overlay.database import Database
-from overlay.files.fetch import Report, fetch
+from overlay.files.disk.target import open_target
+from overlay.files.engine.providers import Candidates
+from overlay.files.engine.transfer import MAX_CIRCUITS
+from overlay.files.fetching.fetch import Report, fetch
 from overlay.files.links import FileLink
-from overlay.files.providers import Candidates
-from overlay.files.target import open_target
-from overlay.files.transfer import MAX_CIRCUITS
 from overlay.identity import NodeSecret
 from overlay.locators import LocatorRecord
 from overlay.peer.node import NODE_SCHEMAS, Node, NodeOptions
@@ -46,7 +46,7 @@ async def fetch_link(
     """Fetch what a link leads to, from whom it names; gives the seconds until it is whole and on disk.
 
     Raises:
-        OverlayError: see `overlay.files.fetch.fetch`; what came is kept.
+        OverlayError: see `overlay.files.fetching.fetch.fetch`; what came is kept.
     """
     link = FileLink.parse(text)
     records = [LocatorRecord.from_store(encoded) for encoded in link.providers]

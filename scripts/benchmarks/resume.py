@@ -23,8 +23,8 @@ from time import sleep
 import anyio
 
 from overlay.connection import Connection, Properties, StreamConnection
-from overlay.files.actions import Snapshot
-from overlay.files.circuits import BATCH_SECONDS, MAX_BATCH, MIN_BATCH
+from overlay.files.engine.actions import Snapshot
+from overlay.files.engine.circuits import BATCH_SECONDS, MAX_BATCH, MIN_BATCH
 from overlay.locators import NodeLocator
 from overlay.testing.programs import Home
 from overlay.transports.tcp import TcpTransport

@@ -25,7 +25,7 @@ from overlay.errors import (
     UnreachableError,
     VerificationError,
 )
-from overlay.files import providers
+from overlay.files.engine import providers
 from overlay.files.running import Running
 from overlay.identity import NodeIdentifier
 from overlay.peer.accept import Delivery, Reply

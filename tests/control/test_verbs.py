@@ -26,7 +26,7 @@ from overlay.errors import (
     StorageError,
     TransportUnavailableError,
 )
-from overlay.files.actions import Snapshot
+from overlay.files.engine.actions import Snapshot
 from overlay.files.running import Running
 from overlay.files.service import FILES_SCHEMAS, Files
 from overlay.testing.nodes import World, introduce

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from overlay.errors import UnreachableError
+from overlay.files.folders.order import Order
 from overlay.files.links import FileLink
-from overlay.files.order import Order
 from overlay.files.service import FILES_SCHEMAS, Files
 from overlay.identity import NodeIdentifier
 from overlay.locators import MAX_CLOCK_SKEW, LocatorRecord

@@ -1,0 +1,1 @@
+"""What a fetch has on disk until it is whole."""

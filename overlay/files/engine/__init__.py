@@ -1,0 +1,1 @@
+"""The pure engine of a transfer: what it asks for, of whom, over which circuits."""

@@ -1,0 +1,1 @@
+"""Fetching a folder, or a part of it."""

@@ -1,0 +1,1 @@
+"""Keeping content in this node's own storage."""

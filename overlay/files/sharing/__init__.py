@@ -1,0 +1,1 @@
+"""Offering files and folders from where they lie."""
