@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import stat
 from collections.abc import Iterable
@@ -13,12 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overlay.errors import MalformedError, NotFoundError, OverlayError, RefusedError, StorageError
+from overlay.files.disk.hidden import CONTENT, NODES, hidden_stem
 from overlay.files.disk.room import check_room
 from overlay.units.capability import ReadCapability, apply_cipher, chunk_reference
 from overlay.units.tree import Piece, Place
-
-MAX_NAME_BYTES = 220
-"""Bytes of the target's name in the names of hidden files: file systems take 255, and 16 are added."""
 
 SYNC_BYTES = 64 << 20
 """Content that is brought to the disk while more comes, not all of it at the end: some hundredths of a second
@@ -58,7 +55,7 @@ class PartialFiles:
         self._overwrite = overwrite
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._folder = os.open(path.parent, flags) if folder is None else os.dup(folder)
-        self._content_name, self._nodes_name = f"{stem}.part", f"{stem}.nodes"
+        self._content_name, self._nodes_name = stem + CONTENT, stem + NODES
         self._handles: dict[str, int] = {}
         self._mode: int | None = None  # of the file that is replaced
         self._is_nameless = False
@@ -298,7 +295,7 @@ def open_partial(
         raise MalformedError("a path holds a NUL character")
     try:
         with ExitStack() as stack:
-            files = PartialFiles(path, _stem(path.name, capability), overwrite=overwrite, folder=folder)
+            files = PartialFiles(path, hidden_stem(path.name, capability), overwrite=overwrite, folder=folder)
             stack.callback(files.close)
             files.open(nameless=nameless)
             stack.pop_all()
@@ -306,31 +303,6 @@ def open_partial(
         failure: OverlayError = _why_not_opened(path, error)
         raise failure from error
     return files
-
-
-def tidy(folder: int, name: str, capability: ReadCapability) -> None:
-    """Remove the hidden name that a file kept besides its own, because the fetch was killed between the two.
-
-    Args:
-        folder: descriptor of the folder that the file is in.
-        name: of the file.
-        capability: what it is.
-
-    Raises:
-        OSError: the disk fails.
-    """
-    hidden = f"{_stem(name, capability)}.part"
-    with suppress(FileNotFoundError):
-        left, file = (os.stat(each, dir_fd=folder, follow_symlinks=False) for each in (hidden, name))
-        if os.path.samestat(left, file):
-            os.unlink(hidden, dir_fd=folder)
-
-
-def _stem(name: str, capability: ReadCapability) -> str:
-    """How the names of the hidden files begin."""
-    raw = os.fsencode(name)
-    digest = hashlib.blake2b(capability.to_bytes() + raw, digest_size=4, person=b"overlay/part").hexdigest()
-    return f".{raw[:MAX_NAME_BYTES].decode(errors='ignore')}.{digest}"
 
 
 def _why_not_opened(path: Path, error: OSError) -> OverlayError:
@@ -341,24 +313,6 @@ def _why_not_opened(path: Path, error: OSError) -> OverlayError:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return NotFoundError(f"there is no folder {path.parent}")
     return StorageError(f"{path} cannot be written: {error.strerror}")
-
-
-def kept_bytes(folder: int, name: str, capability: ReadCapability) -> int:
-    """Tell how many bytes a fetch that was not finished has of a file on the disk.
-
-    Args:
-        folder: descriptor of the folder that the file will be in.
-        name: of the file.
-        capability: what it is.
-
-    Raises:
-        OSError: the disk fails.
-    """
-    try:
-        hidden = f"{_stem(name, capability)}.part"
-        return os.stat(hidden, dir_fd=folder, follow_symlinks=False).st_blocks * 512
-    except FileNotFoundError:
-        return 0
 
 
 def holds_leaf(handle: int, place: Place, block: int, size: int | None) -> bool:

@@ -11,7 +11,7 @@ import anyio
 from anyio import to_thread
 
 from overlay.errors import RefusedError
-from overlay.files.disk.partial import tidy
+from overlay.files.disk.hidden import tidy
 from overlay.units.capability import ReadCapability
 
 

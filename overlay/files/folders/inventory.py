@@ -15,12 +15,12 @@ from typing import NamedTuple
 from anyio import to_thread
 
 from overlay.errors import MalformedError, NotFoundError, RefusedError
+from overlay.files.disk.hidden import is_unfinished
 from overlay.files.disk.target import Target
 from overlay.files.folders.landing import Landing
 from overlay.files.folders.order import Found, Order
 from overlay.files.folders.reading import Reading
 from overlay.files.manifest.codec import Entry
-from overlay.files.sharing.walk import is_unfinished
 from overlay.units.capability import ReadCapability
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from overlay.database.room import free_bytes
 from overlay.errors import NotFoundError, RefusedError, StorageError
-from overlay.files.disk.partial import kept_bytes, tidy
+from overlay.files.disk.hidden import kept_bytes, tidy
 from overlay.files.disk.room import check_room
 from overlay.files.manifest.codec import Entry
 

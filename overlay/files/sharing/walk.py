@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 from collections import deque
 from collections.abc import Iterator
@@ -15,16 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overlay.errors import NotFoundError, RefusedError
+from overlay.files.disk.hidden import is_unfinished
 from overlay.files.manifest.codec import Entry, write_manifest
-from overlay.files.manifest.paths import check_path, fold
+from overlay.files.manifest.paths import check_path
 
 BATCH_ITEMS = 256
 """Files looked at in one step of a thread: some milliseconds."""
 
 _IDENTITY, _IDENTITY_BYTES = "identity", 64  # what makes a folder the home of a node
-
-# What a fetch of this program has beside a file that is not whole yet; see `overlay.files.disk.target`.
-_UNFINISHED = re.compile(r"\..*\.[0-9a-f]{8}\.(part|nodes)", re.DOTALL)
 
 
 class Item(NamedTuple):
@@ -167,8 +164,3 @@ def _is_identity(status: os.stat_result) -> bool:
 
 def _secret(folder: Path) -> str:
     return f"{folder} is the home of a node, whose keys are secret: share nothing in it, nor what contains it"
-
-
-def is_unfinished(name: str) -> bool:
-    """Whether a file is called, to any system, like those that hold what was fetched of another one."""
-    return _UNFINISHED.fullmatch(fold(name)) is not None
