@@ -35,8 +35,8 @@ BATCH_CHUNKS = 64
 REFERENCE_BYTES = 32
 
 MAX_UNFOLDED = 8
-"""Chunks of a tree that can be asked for by their number: with the large size the nodes of 112 MiB. Of longer
-content the rest is fetched beside the first leaves."""
+"""Nodes beneath a root have numbers below it by which they can be asked for: with the large size they lead to
+112 MiB. Of longer content the rest is fetched beside the first leaves."""
 
 MAX_STORES = 16
 """Requests whose chunks are gathered here at once, up to 2 MiB for each."""
@@ -66,8 +66,8 @@ Take = Callable[[bytes, bytes], Awaitable[None]]
 
 
 Unfold = Callable[[bytes, int], Awaitable[bytes | None]]
-"""Given the reference of a root and a number: gives that chunk of its tree, leaves left out, in the order in
-which they are met from the top down and from the left; None where it is not known."""
+"""Given the reference of a root above further nodes, and a number: gives that one of the nodes it names, the
+first being 1; None where it is not known."""
 
 
 class Lookup(Protocol):
@@ -215,7 +215,7 @@ class Chunks:
         Args:
             channel: as for `fetch_over`.
             root: reference of the root of a tree.
-            number: of the chunk in that tree, see `Unfold`; above 0 and below `MAX_UNFOLDED`.
+            number: of the node, see `Unfold`; above 0 and below `MAX_UNFOLDED`.
 
         Returns:
             what the node says it is. Nothing was verified: that needs the chunks above it.
@@ -228,15 +228,17 @@ class Chunks:
         """
 
         async def consume(parts: AsyncIterator[bytes]) -> bytes:
-            chunk = b""
+            found: bytes | None = None
             async for part in parts:
-                if chunk or not valid_chunk_size(len(part)):
+                if found is not None or (part and not valid_chunk_size(len(part))):
                     raise VerificationError(_WRONG_CHUNK)
-                chunk = part
-            if not chunk:
+                found = part
+            if found is None:
                 raise VerificationError(_WRONG_CHUNK)
-            await self.down.pass_on(len(chunk))
-            return chunk
+            if not found:
+                raise NotFoundError("that node does not know the tree")
+            await self.down.pass_on(len(found))
+            return found
 
         return await self._pull.parts_over(channel, UNFOLD, root + bytes((number,)), consume)
 
@@ -268,21 +270,18 @@ class Chunks:
         root, number = delivery.body[:REFERENCE_BYTES], delivery.body[REFERENCE_BYTES:]
         if len(number) != 1 or not 0 < number[0] < MAX_UNFOLDED:
             raise MalformedError(
-                "a chunk of a tree is named by the reference of its root and a number of 1 to 7"
+                "a node of a tree is named by the reference of its root and a number of 1 to 7"
             )
-        # Found again in its turn: were it held until then, nothing would bound how many are.
-        await self._unfold(root, number[0])
+        # Looked for in its turn, as all chunks are: who asks for much and takes nothing costs nothing.
         return Reply(parts=self._unfolded(root, number[0]), count=1, up=self.up)
 
     async def _unfolded(self, root: bytes, number: int) -> AsyncGenerator[bytes, None]:
-        yield await self._unfold(root, number)
-
-    async def _unfold(self, root: bytes, number: int) -> bytes:
         for unfold in self.unfolding:
             chunk = await unfold(root, number)
             if chunk is not None:
-                return chunk
-        raise NotFoundError("this node does not know that tree")
+                yield chunk
+                return
+        yield b""
 
     async def _found(self, references: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
         lookups = await self._look_up(references)

@@ -268,7 +268,11 @@ async def test_a_node_of_a_tree_is_given_by_who_knows_it_and_by_nobody_else() ->
                     await alice.chunks.unfold_over(circuit, bytes(32), number)
 
 
-@pytest.mark.parametrize("lie", [[], [b""], [b"short"], chunks(2)], ids=["none", "empty", "short", "two"])
+@pytest.mark.parametrize(
+    "lie",
+    [[], [b"short"], chunks(2), [b"", *chunks(1)], [*chunks(1), b""], [b"", b""]],
+    ids=["none", "short", "two", "absent and one", "one and absent", "twice absent"],
+)
 async def test_who_unfolds_to_something_that_is_no_chunk_is_found_out(lie: list[bytes]) -> None:
     async with nodes("alice", "liar") as (alice, liar):
         answer_fetches(liar, lie, UNFOLD)
@@ -537,12 +541,14 @@ async def test_chunks_that_went_out_are_not_held_until_the_next_turn() -> None:
 
 async def test_a_tree_that_is_gone_when_its_turn_comes_is_no_lie() -> None:
     async with nodes("alice", "bob") as (alice, bob):
-        answers = iter(chunks(1))
+        asked: list[int] = []
 
-        async def unfold(_root: bytes, _number: int) -> bytes | None:
-            return next(answers, None)
+        async def unfold(_root: bytes, number: int) -> bytes | None:
+            asked.append(number)
+            return None
 
         bob.chunks.unfolding.append(unfold)
         async with alice.channels.circuit(bob.identifier) as circuit:
-            with pytest.raises(UnreachableError):
+            with pytest.raises(NotFoundError, match="does not know the tree"):
                 await alice.chunks.unfold_over(circuit, bytes(32), 1)
+        assert asked == [1]  # once, and in its turn

@@ -13,12 +13,14 @@ from typing import Any
 import apsw
 
 from overlay.files.sharing.records import Place, Stamp
-from overlay.units.eris import ReadCapability, chunk_reference
-from overlay.units.tree import TreeReader
+from overlay.units.capability import HASH_BYTES, PAIR_BYTES, ReadCapability, apply_cipher, chunk_reference
 
 MAX_PLACES = 8
 """Shares that one leaf is looked for in until one has it unchanged: equal files of a folder, some of which
 may be gone. The next request tries others."""
+
+MIN_UNFOLDED_LEVEL = 2
+"""Level of the root from which on those beneath it are nodes and not leaves."""
 
 
 def places(connection: apsw.Connection, references: Iterable[bytes]) -> dict[bytes, tuple[Place, ...]]:
@@ -33,7 +35,10 @@ def nodes(connection: apsw.Connection, references: Iterable[bytes]) -> dict[byte
 
 
 def unfold(connection: apsw.Connection, root: bytes, number: int) -> bytes | None:
-    """Find a node of a tree by its number, from the top down and from the left; leaves are not counted."""
+    """Find a node by its number beneath the root of its tree, see `overlay.peer.chunks.Unfold`.
+
+    Anybody may ask for it as often as they like, so that it is no more than two chunks to look up.
+    """
     rows = connection.execute(
         "SELECT capability FROM share_chunks JOIN shares ON id = share"
         " WHERE reference = ? AND state = 'offered'",
@@ -41,23 +46,14 @@ def unfold(connection: apsw.Connection, root: bytes, number: int) -> bytes | Non
     )
     capabilities = [ReadCapability.from_bytes(capability) for (capability,) in rows]
     found = next((each for each in capabilities if each.reference == root), None)
-    if found is None:
+    if found is None or found.level < MIN_UNFOLDED_LEVEL:
         return None
-    tree = TreeReader(found)
-    for _ in range(number):
-        node = _next_node(connection, tree)
-        if node is None:
-            return None
-        tree.receive(*node)
-    node = _next_node(connection, tree)
-    return None if node is None else node[1]
-
-
-def _next_node(connection: apsw.Connection, tree: TreeReader) -> tuple[bytes, bytes] | None:
-    # A manifest's leaves are kept as its nodes are.
-    reference = next((each for each in tree.wanted(1) if tree.places(each)[0].level), None)
-    chunk = None if reference is None else _chunk(connection, reference)
-    return None if reference is None or chunk is None else (reference, chunk)
+    chunk = _chunk(connection, root)
+    if chunk is None:
+        return None
+    pairs = apply_cipher(found.key, found.level, chunk)
+    reference = pairs[(number - 1) * PAIR_BYTES :][:HASH_BYTES]
+    return _chunk(connection, reference)  # where there are fewer, zeros, which no chunk has for its hash
 
 
 def _places(connection: apsw.Connection, reference: bytes, origins: dict[int, Place]) -> tuple[Place, ...]:
