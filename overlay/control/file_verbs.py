@@ -292,7 +292,7 @@ def _figures(running: Running) -> dict[str, JSON]:
         "circuits": 0 if snapshot is None else snapshot.circuits,
         "providers": 0 if snapshot is None else snapshot.providers,
         "chunks": 0 if snapshot is None else snapshot.outstanding,
-        "liars": [str(node) for node in sorted(running.liars)],
+        "liars": [str(node) for node in running.liars],
         "stage": _stage(snapshot),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +39,7 @@ class Running:
     present: int = 0
     snapshot: Snapshot | None = None
     limit: Limiter = field(default_factory=Limiter)
-    liars: set[NodeIdentifier] = field(default_factory=set)
+    liars: Collection[NodeIdentifier] = ()
 
 
 Watch = Callable[[Running], None]
@@ -54,7 +54,8 @@ def reporting(running: Running, watch: Watch | None) -> Step:
 
     def step(snapshot: Snapshot | None, present: int, size: int | None) -> None:
         running.snapshot, running.present, running.size = snapshot, present, size
-        running.liars.update(() if snapshot is None else snapshot.liars)
+        if snapshot is not None:
+            running.liars = snapshot.liars
         if watch is not None:
             watch(running)
 

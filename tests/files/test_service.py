@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from overlay.channel.driver import Channel
 from overlay.errors import UnreachableError
+from overlay.files.engine.transfer import FIRST_CIRCUITS
 from overlay.files.folders.order import Order
 from overlay.files.links import FileLink
+from overlay.files.running import Running
 from overlay.files.service import FILES_SCHEMAS, Files
 from overlay.identity import NodeIdentifier
 from overlay.locators import MAX_CLOCK_SKEW, LocatorRecord
@@ -127,3 +130,38 @@ async def test_what_comes_of_a_fetch_changes_nobodys_score(tmp_path: Path, sourc
         assert liars == ({mallory.identifier} if isinstance(source, Liar) else set())  # who fetches is told
         assert (tmp_path / "copy").read_bytes() == data
         assert [peer.score for peer in alice.peers()] == [0, 0]
+
+
+@pytest.mark.parametrize("way", ["get", "pin"])
+async def test_who_lied_about_one_file_of_a_folder_is_not_asked_for_the_others(
+    tmp_path: Path, way: str
+) -> None:
+    world = World(7, latency=Latency(0.001))
+    (tmp_path / "garden").mkdir()
+    for number in range(30):
+        (tmp_path / "garden" / f"{number}").write_bytes(
+            random.Random(number).randbytes(900 if number % 2 else 40_000)
+        )
+    async with (
+        person(world, "alice") as (alice, files),
+        person(world, "bob") as (_, theirs),
+        person(world, "mallory") as (mallory, _),
+    ):
+        link, _ = await theirs.share_folder(tmp_path / "garden")
+        link = replace(link, providers=(mallory.record.encoded, *link.providers))
+        mallory.chunks.sources[:] = [Liar()]
+        opened: list[NodeIdentifier] = []
+        circuit = alice.channels.circuit
+
+        def watched(node: NodeIdentifier) -> AbstractAsyncContextManager[Channel]:
+            opened.append(node)
+            return circuit(node)
+
+        alice.channels.circuit = watched  # type: ignore[method-assign, assignment]
+        running: list[Running] = []
+        if way == "get":
+            await files.get_folder(Order(link, tmp_path / "to"), running.append)
+        else:
+            await files.pin(link, running.append)
+        assert running[-1].liars == [mallory.identifier]
+        assert opened.count(mallory.identifier) <= FIRST_CIRCUITS  # those of the first transfer

@@ -30,18 +30,33 @@ MAX_DOUBLINGS = 5
 """A pause is doubled at most so often: 32 times the first."""
 
 
+@dataclass(slots=True)
+class Past:
+    """What the transfers of one fetch have shown of those who are asked; a folder takes many of them.
+
+    Attributes:
+        useful: who sent something that was wanted.
+        liars: who sent something else than was asked for.
+    """
+
+    useful: set[NodeIdentifier] = field(default_factory=set)
+    liars: set[NodeIdentifier] = field(default_factory=set)
+
+
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Who may have a content.
+    """Who may have what one fetch brings.
 
     Attributes:
         named: who is said to have it, the best first.
         others: who is asked as well when those cannot bring all of it, and not before: whoever is asked
             learns what is fetched, and with it what to ask others for.
+        past: grows with each transfer, and ends with the fetch.
     """
 
     named: Sequence[NodeIdentifier]
     others: Sequence[NodeIdentifier] = ()
+    past: Past = field(default_factory=Past)
 
 
 class Reason(StrEnum):
@@ -57,15 +72,9 @@ class Reason(StrEnum):
     """No provider is known."""
 
 
-class _State(StrEnum):
-    USABLE = "usable"
-    GIVEN_UP = "given up"
-    LIED = "lied"
-
-
 @dataclass(slots=True)
 class _Provider:
-    state: _State = _State.USABLE
+    given_up: bool = False
     failures: int = 0
     pending: bool = (
         False  # whether one that is not counted yet waits for the circuits that were begun with it
@@ -83,11 +92,14 @@ class Providers:
     """The providers of one transfer.
 
     Args:
-        nodes: in the order in which they are tried first.
+        nodes: in the order in which they are tried first; before them, those that were of use already.
+        past: what is known of them, and learned.
     """
 
-    def __init__(self, nodes: Iterable[NodeIdentifier]) -> None:
-        self._providers = {node: _Provider() for node in nodes}
+    def __init__(self, nodes: Iterable[NodeIdentifier], past: Past | None = None) -> None:
+        self._past = past or Past()
+        first = sorted(nodes, key=lambda node: node not in self._past.useful)
+        self._providers = {node: _Provider() for node in first}
 
     def add(self, node: NodeIdentifier) -> None:
         """Learn of one more of whom nobody says that it has it; whoever is known already keeps its past."""
@@ -143,10 +155,10 @@ class Providers:
 
     def served(self, node: NodeIdentifier, rate: float | None) -> None:
         """Note that a chunk came; `rate` is the bytes per second of its circuit if they are known."""
+        self._past.useful.add(node)
         provider = self._providers[node]
         provider.failures = provider.barren = 0
-        if provider.state is _State.GIVEN_UP:
-            provider.state = _State.USABLE
+        provider.given_up = False
         provider.rate = rate or provider.rate
 
     def lacking(self, node: NodeIdentifier, references: Iterable[bytes]) -> None:
@@ -185,17 +197,16 @@ class Providers:
         provider.failures += not pending
         first = MAX_FIRST_FAILURES if provider.named else 1
         most = MAX_FAILURES if provider.met else first
-        if provider.state is _State.USABLE and (permanent or provider.failures >= most):
-            provider.state = _State.GIVEN_UP
+        provider.given_up |= permanent or provider.failures >= most
 
     def lied(self, node: NodeIdentifier) -> None:
         """Never ask this provider again."""
-        self._providers[node].state = _State.LIED
+        self._past.liars.add(node)
 
     @property
     def liars(self) -> Collection[NodeIdentifier]:
-        """Those that sent something else than was asked for."""
-        return [node for node, it in self._providers.items() if it.state is _State.LIED]
+        """Those that sent something else than was asked for, now or earlier."""
+        return sorted(self._past.liars)
 
     def arrived(self, reference: bytes) -> None:
         """Forget who has not this chunk: it is here."""
@@ -219,12 +230,12 @@ class Providers:
         absent = bool(self.absent)
         if self._usable() and not absent:
             return None
-        states = [provider.state for provider in self._providers.values()]
-        if _State.GIVEN_UP in states:
+        honest = [it for node, it in self._providers.items() if node not in self._past.liars]
+        if any(provider.given_up for provider in honest):
             return Reason.UNREACHABLE
         if absent:
             return Reason.ABSENT
-        return Reason.LIED if states else Reason.NOBODY
+        return Reason.LIED if self._providers else Reason.NOBODY
 
     def retry_at(self, now: float) -> float:
         """When the next pause ends; infinity if nobody pauses."""
@@ -232,4 +243,8 @@ class Providers:
         return min(pauses, default=float("inf"))
 
     def _usable(self) -> list[tuple[NodeIdentifier, _Provider]]:
-        return [(node, it) for node, it in self._providers.items() if it.state is _State.USABLE]
+        return [
+            (node, it)
+            for node, it in self._providers.items()
+            if not it.given_up and node not in self._past.liars
+        ]

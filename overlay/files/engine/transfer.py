@@ -108,7 +108,7 @@ class Transfer:
     ) -> None:
         self.failure: Reason | None = None
         self._source = source
-        self._providers = Providers(candidates.named)
+        self._providers = Providers(candidates.named, candidates.past)
         self._others = candidates.others
         self._chunk = chunk_bytes
         self._schedule = Schedule(source, self._providers, chunk_bytes, MAX_OUTSTANDING)

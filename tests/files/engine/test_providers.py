@@ -10,12 +10,13 @@ from overlay.files.engine.providers import (
     MAX_FAILURES,
     MAX_FIRST_FAILURES,
     MAX_PAUSE,
+    Candidates,
     Providers,
     Reason,
 )
 from overlay.identity import NodeIdentifier
 
-ALICE, BOB = (NodeIdentifier(bytes([value]) * 32) for value in range(2))
+ALICE, BOB, CAROL = (NodeIdentifier(bytes([value]) * 32) for value in range(3))
 
 
 def test_tries_everybody_once_and_keeps_a_share_for_who_is_still_being_reached() -> None:
@@ -139,3 +140,21 @@ def test_a_liar_hides_nobody_who_was_not_reached(*, failed: bool, reason: Reason
     providers.served(ALICE, 1e6)  # a chunk that was on its way does not redeem a liar
     assert providers.verdict is reason
     assert providers.liars == ([ALICE] if failed else [ALICE, BOB])
+
+
+def test_what_one_transfer_has_shown_is_known_in_the_next_of_the_same_fetch() -> None:
+    candidates = Candidates([ALICE, BOB, CAROL])
+    first = Providers(candidates.named, candidates.past)
+    first.lied(ALICE)
+    first.served(CAROL, 1e6)
+    first.failed(BOB, 0.0, permanent=True)
+    second = Providers(candidates.named, candidates.past)
+    assert second.pick({}, (), 8, 0.0) == CAROL  # before whoever was of no use
+    assert second.pick({CAROL: 1}, (), 8, 0.0) == BOB  # who may be back
+    second.add(ALICE)
+    assert second.liars == [ALICE]
+    for each in (CAROL, BOB):
+        second.failed(each, 0.0, permanent=True)
+    assert second.pick({}, (), 8, 100.0) is None
+    assert Providers(candidates.named).pick({}, (), 8, 0.0) == ALICE  # another fetch knows nothing of it
+    assert Candidates([ALICE]).past.liars == set()
