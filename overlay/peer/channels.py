@@ -218,6 +218,10 @@ class ChannelPool:
         if self._group is None:
             raise ClosedError("this node does not run")
         found = await self._dialler.dial(node, anonymous=True)
+        if self._group is None:  # it ended meanwhile
+            with anyio.CancelScope(shield=True):
+                await found.channel.aclose()
+            raise ClosedError("this node does not run any more")
         link = Link(found.channel, found.network, found.locator)
         self._group.start_soon(self._serve_dialled, link, node, Lane.ANONYMOUS)
         try:

@@ -15,6 +15,7 @@ from overlay.locators import LocatorRecord, NodeLocator
 from overlay.peer import channels
 from overlay.peer.accept import Delivery, Reply
 from overlay.peer.links import Lane
+from overlay.peer.node import Node
 from overlay.testing.nodes import World, introduce
 from overlay.testing.simulation import Faults, Latency
 
@@ -319,3 +320,25 @@ async def test_a_circuit_to_a_node_that_is_gone_says_so() -> None:
     with pytest.raises(ClosedError):
         async with alice.channels.circuit(bob.identifier):
             pytest.fail("it does not run")
+
+
+@VIRTUAL
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.5])
+async def test_a_node_that_ends_while_a_circuit_is_dialled_says_so_and_leaves_nothing_open(
+    seconds: float,
+) -> None:
+    world = World(8, latency=Latency(0.2))
+    async with world.database() as one, world.database() as two, world.node("bob", two) as bob:
+        async with anyio.create_task_group() as outer:
+
+            async def use(alice: Node) -> None:
+                with pytest.raises(ClosedError, match="does not run any more"):
+                    async with alice.channels.circuit(bob.identifier):
+                        pass
+
+            async with world.node("alice", one) as alice:
+                await introduce([alice, bob])
+                outer.start_soon(use, alice)
+                await anyio.sleep(seconds)
+        await anyio.sleep(1)  # the way of the end
+        assert world.network.memory.open_connections == 0
