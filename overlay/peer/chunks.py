@@ -18,7 +18,7 @@ from overlay.identity import NodeIdentifier
 from overlay.peer.accept import Accept, Delivery, Reply
 from overlay.peer.limits import Limiter
 from overlay.peer.links import Lane
-from overlay.peer.places import Places
+from overlay.peer.places import Place, Places
 from overlay.peer.pull import Pull
 from overlay.peer.push import Push
 from overlay.peer.reputation import ReputationManager
@@ -244,20 +244,29 @@ class Chunks:
 
     async def _receive_store(self, delivery: Delivery) -> None:
         chunks: list[bytes] = []
-        async with self._stores.take(delivery.channel) as place:
-            async with aclosing(delivery.parts()) as parts:
-                while True:
-                    with place.standing_still():
-                        part = await anext(parts, None)
-                    if part is None:
-                        break
-                    if len(chunks) == BATCH_CHUNKS or not valid_chunk_size(len(part)):
-                        raise MalformedError(
-                            f"at most {BATCH_CHUNKS} chunks of a valid size are stored at once"
-                        )
-                    chunks.append(part)
-                    place.moved(len(part) / STORE_RATE)
-            await self._storage.put(chunks, now=self._clock())
+        try:
+            async with self._stores.take(delivery.channel) as place:
+                await self._take_chunks(delivery, place, chunks)
+                await self._storage.put(chunks, now=self._clock())
+        finally:
+            chunks.clear()  # an error keeps this frame alive until it is collected, which can be much later
+
+    async def _take_chunks(self, delivery: Delivery, place: Place, chunks: list[bytes]) -> None:
+        """Gather the chunks of a request to store.
+
+        Raises:
+            MalformedError: they are none, or too many.
+        """
+        async with aclosing(delivery.parts()) as parts:
+            while True:
+                with place.standing_still():
+                    part = await anext(parts, None)
+                if part is None:
+                    return
+                if len(chunks) == BATCH_CHUNKS or not valid_chunk_size(len(part)):
+                    raise MalformedError(f"at most {BATCH_CHUNKS} chunks of a valid size are stored at once")
+                chunks.append(part)
+                place.moved(len(part) / STORE_RATE)
 
     async def _receive_fetch(self, delivery: Delivery) -> Reply:
         size = len(delivery.body)

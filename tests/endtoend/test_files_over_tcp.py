@@ -101,14 +101,19 @@ def test_both_ends_killed_again_and_again(pair: tuple[Home, Home], tmp_path: Pat
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".copy")] == []
 
 
+@pytest.mark.parametrize("directory", ["meeting", "ann"])
 def test_a_provider_that_comes_back_at_another_address_is_fetched_from(
-    make_home: MakeHome, tmp_path: Path
+    make_home: MakeHome, tmp_path: Path, directory: str
 ) -> None:
     meeting, ann, bob = (make_home(name) for name in ("meeting", "ann", "bob"))
-    meeting.up("--directory")
-    ticket = meeting.one("ticket")["ticket"]
-    before = ann.up("--join", ticket)["locators"]
-    bob.up("--join", ticket)
+    if directory == "ann":
+        before = ann.up("--directory")["locators"]
+        bob.up("--join", ann.one("ticket")["ticket"])
+    else:
+        meeting.up("--directory")
+        ticket = meeting.one("ticket")["ticket"]
+        before = ann.up("--join", ticket)["locators"]
+        bob.up("--join", ticket)
     data = content(tmp_path / "big", SIZE)
     link = ann.one("file", "share", str(tmp_path / "big"))["link"]
     bob.one("file", "limit", "--down", "1M")  # so that there is something left when she is back

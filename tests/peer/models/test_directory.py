@@ -11,6 +11,7 @@ import pytest
 from overlay.database import Database
 from overlay.errors import NotFoundError, RefusedError, UnreachableError
 from overlay.identity import SigningSecret
+from overlay.locators import LocatorRecord
 from overlay.peer.accept import Delivery, Receiver, Reply
 from overlay.peer.announcement import Announcement
 from overlay.peer.models.directory import client, server
@@ -141,6 +142,20 @@ async def test_a_restarted_directory_still_knows_everybody() -> None:
             record = alice.record
         async with directory(place, kept) as hub, member(place, "bob", hub) as bob:
             assert bob.locators.known(record.identifier) == record
+
+
+async def test_of_itself_the_directory_is_believed_what_it_told_last() -> None:
+    place = world()
+    async with directory(place) as hub, member(place, "alice", hub) as alice:
+        old = hub.record
+        new = LocatorRecord.sign(
+            place.secret("directory"), old.locators, number=old.number + 1, now=place.clock()
+        )
+        await alice.locators.learn(new.encoded)
+        with alice.locators.lend([old]):  # as a link says that was made before
+            assert await alice.locators.resolve(old.identifier, anonymous=True) == old
+            assert await alice.locators.refresh(old.identifier, anonymous=True) == new
+            assert await alice.locators.resolve(old.identifier, anonymous=True) == new
 
 
 async def test_what_nobody_registered_is_not_found() -> None:
