@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from overlay.channel.driver import Channel
-from overlay.errors import UnreachableError
+from overlay.errors import UnreachableError, VerificationError
 from overlay.files.engine.transfer import FIRST_CIRCUITS
 from overlay.files.folders.order import Order
 from overlay.files.links import FileLink
 from overlay.files.running import Running
 from overlay.files.service import FILES_SCHEMAS, Files
 from overlay.identity import NodeIdentifier
-from overlay.locators import MAX_CLOCK_SKEW, LocatorRecord
+from overlay.locators import MAX_CLOCK_SKEW, LocatorRecord, NodeLocator
 from overlay.peer.chunks import ChunkSource
 from overlay.peer.node import Node
 from overlay.testing.nodes import World, introduce
@@ -107,8 +107,14 @@ class Absent(ChunkSource):
 
 
 class Liar(ChunkSource):
+    """Tells the truth about one chunk, at most."""
+
+    def __init__(self, known: bytes = b"", chunk: bytes | None = None) -> None:
+        self._known = known
+        self._chunk = chunk
+
     async def get(self, references: Sequence[bytes]) -> Sequence[bytes | None]:
-        return [bytes(32_768)] * len(references)
+        return [self._chunk if reference == self._known else bytes(32_768) for reference in references]
 
 
 @pytest.mark.parametrize("source", [Absent(), Liar()], ids=["absent", "lied"])
@@ -165,3 +171,44 @@ async def test_who_lied_about_one_file_of_a_folder_is_not_asked_for_the_others(
             await files.pin(link, running.append)
         assert running[-1].liars == [mallory.identifier]
         assert opened.count(mallory.identifier) <= FIRST_CIRCUITS  # those of the first transfer
+
+
+@pytest.mark.parametrize("way", ["get", "pin", "folder"])
+async def test_who_is_named_and_lied_is_told_whoever_else_was_asked(tmp_path: Path, way: str) -> None:
+    world = World(9, latency=Latency(0.001))
+    (tmp_path / "garden").mkdir()
+    (tmp_path / "garden" / "rose").write_bytes(random.Random(2).randbytes(400_000))
+    async with (
+        person(world, "alice") as (alice, files),
+        person(world, "bob") as (bob, _),
+        person(world, "mallory") as (mallory, theirs),
+    ):
+        await introduce([alice, bob])
+        if way == "folder":
+            link, _ = await theirs.share_folder(tmp_path / "garden")
+        else:
+            link = await theirs.share(tmp_path / "garden" / "rose")
+        manifest = await theirs._shares.chunks.get([link.capability.reference])
+        mallory.chunks.sources[:] = [Liar(link.capability.reference, manifest[0])]
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "get": lambda: files.get(link, tmp_path / "copy"),
+            "pin": lambda: files.pin(link),
+            "folder": lambda: files.get_folder(Order(link, tmp_path / "to")),
+        }
+        with pytest.raises(VerificationError, match=r"something else.*ask for another link") as caught:
+            await calls[way]()
+        assert way == "folder" or str(mallory.identifier) in str(caught.value)
+
+
+async def test_where_no_network_is_shared_that_is_said(tmp_path: Path) -> None:
+    world = World(10, latency=Latency(0.001))
+    (tmp_path / "rose").write_bytes(b"red")
+    async with person(world, "alice") as (alice, files), person(world, "bob") as (bob, theirs):
+        await introduce([alice])
+        link = await theirs.share(tmp_path / "rose")
+        elsewhere = [NodeLocator.tcp("127.0.0.1", 4000)]
+        record = LocatorRecord.sign(
+            world.secret("bob"), elsewhere, number=bob.record.number + 1, now=bob.clock()
+        )
+        with pytest.raises(UnreachableError, match="start this node with a transport they share"):
+            await files.get(replace(link, providers=(record.encoded,)), tmp_path / "copy")

@@ -67,7 +67,7 @@ class Reason(StrEnum):
     ABSENT = "absent"
     """Everybody who was reached says that a chunk is not there."""
     LIED = "lied"
-    """Whoever answered sent wrong chunks."""
+    """Whoever is said to have it, and answered, sent wrong chunks."""
     NOBODY = "nobody"
     """No provider is known."""
 
@@ -230,12 +230,18 @@ class Providers:
         absent = bool(self.absent)
         if self._usable() and not absent:
             return None
+        liars = [it for node, it in self._providers.items() if node in self._past.liars]
         honest = [it for node, it in self._providers.items() if node not in self._past.liars]
-        if any(provider.given_up for provider in honest):
+        named = [it for it in honest if it.named]
+        if any(it.given_up for it in named):
+            return Reason.UNREACHABLE
+        if not named and any(it.named for it in liars):  # whoever else was asked need not have had it
+            return Reason.LIED
+        if any(it.given_up for it in honest):
             return Reason.UNREACHABLE
         if absent:
             return Reason.ABSENT
-        return Reason.LIED if self._providers else Reason.NOBODY
+        return Reason.LIED if liars else Reason.NOBODY
 
     def retry_at(self, now: float) -> float:
         """When the next pause ends; infinity if nobody pauses."""

@@ -30,6 +30,9 @@ from overlay.identity import NodeIdentifier
 from overlay.peer.node import Node
 from overlay.units.eris import chunk_reference
 
+MAX_SHOWN = 3
+"""Nodes that an error names."""
+
 FLUSH_CHUNKS = 16
 """Chunks of one request that are written together: half a MiB, so that steps of threads are not felt."""
 
@@ -39,7 +42,6 @@ Report = Callable[[Snapshot], None]
 _FAILURES: dict[Reason, OverlayError] = {
     Reason.UNREACHABLE: UnreachableError("nobody who may have what is missing was reached: try again later"),
     Reason.ABSENT: NotFoundError("nobody has all of this any more: ask for it to be shared again"),
-    Reason.LIED: VerificationError("whoever was asked sent something else: ask for another link"),
     Reason.NOBODY: NotFoundError("nobody is known who has this: ask for a link that names a provider"),
 }
 
@@ -70,7 +72,7 @@ async def fetch(
     Raises:
         UnreachableError: nobody who may have the rest is reached.
         NotFoundError: nobody is known, or everybody says that some of it is not there.
-        VerificationError: those who answered sent something else.
+        VerificationError: those who are said to have it, and answered, sent something else.
         MalformedError: the capability is wrong: what it leads to is no content.
         StorageError: the disk is full or fails.
         Failed or cancelled, the target has all that came.
@@ -87,7 +89,7 @@ async def fetch(
     if driver.error is not None:
         raise driver.error
     if transfer.failure is not None:
-        raise _FAILURES[transfer.failure]
+        raise driver.why(transfer.failure, candidates)
 
 
 @dataclass(slots=True)
@@ -108,6 +110,7 @@ class _Driver:
         self._report = report
         self._pace = pace
         self._circuits: dict[int, _Circuit] = {}
+        self._refusals: dict[NodeIdentifier, RefusedError] = {}
         self._ahead = Ahead(target.tree)
         self.lender: Lender = FreshCircuits(node)
         self.bell = Bell()
@@ -125,6 +128,20 @@ class _Driver:
                 return
             with anyio.CancelScope(deadline=self._transfer.deadline()):
                 await changed.wait()
+
+    def why(self, reason: Reason, candidates: Candidates) -> OverlayError:
+        """Say why the transfer failed, as far as that helps whoever wanted it."""
+        if reason is Reason.LIED:
+            liars = sorted(map(str, candidates.past.liars))
+            more = f" and {len(liars) - MAX_SHOWN} more" if len(liars) > MAX_SHOWN else ""
+            names = ", ".join(liars[:MAX_SHOWN]) + more
+            return VerificationError(
+                f"what came from those who were asked is something else ({names}): ask for another link"
+            )
+        refusals = [self._refusals.get(node) for node in candidates.named]
+        if reason is Reason.UNREACHABLE and refusals and all(refusals):  # no later time helps
+            return UnreachableError(str(refusals[0]))
+        return _FAILURES[reason]
 
     def _do(self, action: Open | Ask | Close, tasks: TaskGroup) -> None:
         match action:
@@ -156,6 +173,8 @@ class _Driver:
                     await loan.channel.wait_closed()
                 self._transfer.lost(number, anyio.current_time())
             except OverlayError as error:
+                if isinstance(error, RefusedError):
+                    self._refusals[circuit.provider] = error
                 permanent = isinstance(error, RefusedError | NotFoundError | VerificationError)
                 self._transfer.open_failed(number, anyio.current_time(), permanent=permanent)
             self._circuits.pop(number, None)

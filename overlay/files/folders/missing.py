@@ -12,7 +12,7 @@ from functools import partial
 
 import anyio
 
-from overlay.errors import NotFoundError, OverlayError, UnreachableError
+from overlay.errors import NotFoundError, OverlayError, UnreachableError, VerificationError
 from overlay.files.engine.actions import Snapshot
 from overlay.files.fetching.gathering import Report
 from overlay.files.fetching.sink import Part
@@ -43,6 +43,7 @@ class Missing:
         self.bytes = 0
         self._names: list[str] = []
         self._may_come = False
+        self._is_lied_about = False
 
     def add(self, entry: Entry, lacking: int) -> None:
         """Note one more."""
@@ -56,6 +57,7 @@ class Missing:
     def judge(self, error: OverlayError) -> None:
         """Note why one is not to be had."""
         self._may_come = self._may_come or isinstance(error, UnreachableError)
+        self._is_lied_about = self._is_lied_about or isinstance(error, VerificationError)
 
     def error(self, wanted: int) -> OverlayError:
         """Say what is missing.
@@ -70,6 +72,11 @@ class Missing:
             return UnreachableError(
                 f"{begin} because somebody who may have them is not reached, {names}: "
                 "the others are here, try again later"
+            )
+        if self._is_lied_about:
+            return VerificationError(
+                f"{begin} because those who should have them sent something else, {names}: "
+                "the others are here, ask for another link"
             )
         return NotFoundError(
             f"{begin} from anybody any more, {names}: the others are here, "
@@ -141,7 +148,7 @@ async def try_alone(
             async with places:
                 await fetch(target, meeting)
             bundle.look(target)
-        except (NotFoundError, UnreachableError) as error:
+        except (NotFoundError, UnreachableError, VerificationError) as error:
             if not meeting.met:
                 raise
             missing.judge(error)

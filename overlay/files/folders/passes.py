@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from anyio import to_thread
 
-from overlay.errors import NotFoundError, UnreachableError
+from overlay.errors import NotFoundError, UnreachableError, VerificationError
 from overlay.files.disk.partial import Details
 from overlay.files.disk.target import open_target
 from overlay.files.fetching.gathering import Report, Supply
@@ -109,6 +109,7 @@ class Pass(ABC):
         Raises:
             NotFoundError: nobody is known who may have them.
             UnreachableError: not one of those was reached.
+            VerificationError: all who may have them have lied before.
             OverlayError: any other that `Supply.bring` raises.
         """
         bundle = self._bundle
@@ -117,9 +118,11 @@ class Pass(ABC):
             meeting = Meeting(self._report)
             try:
                 await self._supply.bring(bundle, meeting, bundle.bell)
-            except (NotFoundError, UnreachableError) as error:
+            except (NotFoundError, UnreachableError, VerificationError) as error:
                 if not meeting.met:
                     raise
+                if isinstance(error, VerificationError):
+                    self._missing.judge(error)
                 if isinstance(error, UnreachableError) or not await give_up_absent(bundle, meeting.absent):
                     await try_alone(bundle, self._missing, self._supply.bring, self._report)
 

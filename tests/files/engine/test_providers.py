@@ -158,3 +158,27 @@ def test_what_one_transfer_has_shown_is_known_in_the_next_of_the_same_fetch() ->
     assert second.pick({}, (), 8, 100.0) is None
     assert Providers(candidates.named).pick({}, (), 8, 0.0) == ALICE  # another fetch knows nothing of it
     assert Candidates([ALICE]).past.liars == set()
+
+
+@pytest.mark.parametrize("lacking", [True, False])
+def test_whoever_is_asked_besides_does_not_hide_that_the_named_one_lied(*, lacking: bool) -> None:
+    providers = Providers([ALICE])
+    providers.add(BOB)
+    if lacking:
+        providers.lacking(BOB, [b"1"])
+    else:
+        providers.failed(BOB, 0.0, permanent=True)
+    providers.lied(ALICE)
+    assert providers.verdict is Reason.LIED
+
+
+@pytest.mark.parametrize("is_away", [True, False])
+def test_a_lie_of_somebody_who_is_not_named_says_nothing_of_those_who_are(*, is_away: bool) -> None:
+    providers = Providers([ALICE])
+    providers.add(BOB)
+    providers.lied(BOB)
+    if is_away:
+        providers.failed(ALICE, 0.0, permanent=True)
+    else:
+        providers.lacking(ALICE, [b"1"])
+    assert providers.verdict is (Reason.UNREACHABLE if is_away else Reason.ABSENT)
