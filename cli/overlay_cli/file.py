@@ -169,7 +169,9 @@ def list(options: argparse.Namespace, output: Output) -> int:  # noqa: A001 - th
 def remove(options: argparse.Namespace, output: Output) -> int:
     """Offer something no more."""
     found = Context(options, output).ask("file.remove", link=read_link(options))
-    output.data(found, f"not offered any more: {_shown(found, 'path')}")
+    output.data(found, f"not offered any more: {_listed(found, 'paths')}")
+    if found.get("within"):
+        output.note(f"a shared folder has it still, as a part, and offers it: {_listed(found, 'within')}")
     return DONE
 
 
@@ -267,13 +269,20 @@ def _shown(found: Mapping[str, JSON], key: str) -> str:
     return printable(str(found.get(key, "")))
 
 
+def _listed(found: Mapping[str, JSON], key: str) -> str:
+    items = found.get(key)
+    return ", ".join(printable(str(item)) for item in items) if isinstance(items, Sequence) else ""
+
+
 def _amount(found: Mapping[str, JSON], key: str) -> str:
     amount = found.get(key)
     return size(amount) if isinstance(amount, int) else "?"
 
 
 def _offer_line(found: Mapping[str, JSON]) -> str:
-    problem = f"  ({_shown(found, 'problem')})" if found.get("problem") else ""
+    marks = [_shown(found, "problem")] if found.get("problem") else []
+    marks += ["convergent"] if found.get("convergent") else []
+    problem = f"  ({', '.join(marks)})" if marks else ""
     where = f"{_shown(found, 'name')} (pinned)" if found.get("pinned") else _shown(found, "path")
     return f"{_amount(found, 'size'):>10}  {where}{problem}\n{_shown(found, 'link')}"
 

@@ -89,5 +89,4 @@ async def _gather(node: Node, content: File, target: Target, progress: Watch | N
             "nobody has all of this file any more: ask its sender to post it again"
         ) from error
     except MalformedError as error:  # the right chunks of a wrong tree: the one who posted it is to blame
-        await target.discard()
         raise VerificationError(_NO_CONTENT) from error

@@ -190,8 +190,12 @@ class FileVerbs:
 
     async def remove(self, args: LinkArguments, _answers: Answers) -> JSON:
         """Offer something no more."""
-        share = await self._runtime.services.files.remove(FileLink.parse(args.link))
-        return {"name": share.name, "path": str(share.path)}
+        removed, folders = await self._runtime.services.files.remove(FileLink.parse(args.link))
+        return {
+            "name": removed[-1].name,
+            "paths": [str(share.path) for share in removed],
+            "within": [str(share.path) for share in folders],
+        }
 
     async def status(self, _args: NoArguments, answers: Answers) -> JSON:
         """The fetches that go on, one an item."""
@@ -257,6 +261,7 @@ def _offer(share: Share, link: FileLink) -> JSON:
         "added": int(share.added),
         "problem": share.problem,
         "pinned": False,
+        "convergent": share.convergent,
     }
 
 
@@ -269,6 +274,7 @@ def _pinned(pin: Pin, link: FileLink) -> JSON:
         "added": int(pin.added),
         "problem": None if pin.whole else "incomplete",
         "pinned": True,
+        "convergent": None,
     }
 
 

@@ -116,18 +116,13 @@ class Files:
                 found.append((share, await self._link(share)))
         return found
 
-    async def remove(self, link: FileLink) -> Share:
-        """Offer something no more; the file is not touched.
+    async def remove(self, link: FileLink) -> tuple[Sequence[Share], Sequence[Share]]:
+        """Offer something no more; see `Shares.remove`.
 
         Raises:
-            NotFoundError: this node does not offer it.
-            StorageError: the database does not work.
+            OverlayError: any of that method.
         """
-        share = await self._shares.lookup(link.capability)
-        if share is None:
-            raise NotFoundError("this node does not offer that: 'overlay file list' shows what it does")
-        await self._shares.remove(share.id)
-        return share
+        return await self._shares.remove(link.capability)
 
     async def put(
         self,
@@ -233,7 +228,8 @@ class Files:
             TransportUnavailableError: nobody could be, because none of this node's transports works.
             VerificationError: those who answered sent something else.
             StorageError: the disk is full or fails.
-            Failed or cancelled, what came is kept and the next attempt goes on.
+            Failed or cancelled, what came is kept and the next attempt goes on; but nothing of what is no
+            content.
         """
         if link.kind == "folder":
             raise RefusedError("this link is one of a folder, not of a file")

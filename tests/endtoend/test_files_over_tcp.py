@@ -69,7 +69,11 @@ def test_a_file_is_offered_fetched_listed_and_removed(pair: tuple[Home, Home], t
     bob.one("file", "get", plain, "-o", str(tmp_path / "by-urn"))  # from the nodes that it knows
     assert (tmp_path / "by-urn").read_bytes() == data
 
-    assert ann.one("file", "remove", shared["link"])["name"] == "plan.bin"
+    assert ann.one("file", "remove", shared["link"]) == {
+        "name": "plan.bin",
+        "paths": [str(tmp_path / "plan.bin")],
+        "within": [],
+    }
     assert ann.run("file", "list") == []
     assert "nobody has" in bob.error("file", "get", shared["link"], "-o", str(tmp_path / "late"), code=7)
     assert not (tmp_path / "late").exists()

@@ -153,7 +153,9 @@ class PartialFiles:
             os.fsync(self._folder)
 
     def remove(self) -> None:
-        """Remove the hidden files."""
+        """Remove the hidden files, once: after that another fetch may have made its own."""
+        if self._gone:
+            return
         self._gone = True
         for name in reversed(self._handles):  # the locked one is the last to go
             self._unlink(name)

@@ -24,7 +24,7 @@ from typing import TypeVar
 import anyio
 from anyio import to_thread
 
-from overlay.errors import StorageError
+from overlay.errors import MalformedError, StorageError
 from overlay.files.disk.partial import Details, PartialFiles, open_partial
 from overlay.units.capability import ReadCapability
 from overlay.units.tree import Piece, Place, TreeReader
@@ -55,6 +55,7 @@ class Target:
         self._nodes: list[tuple[int, bytes]] = []
         self._turn = anyio.Lock()
         self._failure = ""
+        self._is_ill_formed = False
 
     def take(self, reference: bytes, data: bytes) -> int:
         """Verify a chunk and keep it in memory until the next `flush`: call that after every few.
@@ -63,10 +64,15 @@ class Target:
             bytes of content that it brought: 0 for a node, or when it is not needed.
 
         Raises:
-            VerificationError, MalformedError: see `TreeReader.receive`; nothing of the chunk was kept.
+            VerificationError: see `TreeReader.receive`; nothing of the chunk was kept.
+            MalformedError: see there. In the end nothing at all is kept: no chunk would make it this content.
         """
         nodes = [self.tree.number(place) for place in self.tree.places(reference) if place.level]
-        pieces = self.tree.receive(reference, data)
+        try:
+            pieces = self.tree.receive(reference, data)
+        except MalformedError:
+            self._is_ill_formed = True
+            raise
         self._nodes += [(number, data) for number in nodes]
         self._pieces += pieces
         return sum(len(piece.content) for piece in pieces)
@@ -122,9 +128,14 @@ class Target:
             await self._run(self._files.remove)
 
     async def leave(self) -> None:
-        """Write what was taken and not flushed, where that is possible: the last that `open_target` does."""
+        """Write what was taken and not flushed, where that is possible: the last that `open_target` does.
+
+        Of ill-formed content everything is removed instead.
+        """
         with suppress(StorageError):  # nobody needs to know: it is missing next time, and fetched then
-            if not self._failure:
+            if self._is_ill_formed:
+                await self.discard()
+            elif not self._failure:
                 await self._write()
 
     async def _flush_some(self) -> bool:
@@ -185,7 +196,7 @@ async def open_target(
     """Begin to fetch a file, or go on with it: what an earlier run left is verified first.
 
     That takes a second for 0.3 GB. Left without `Target.finish`, also by an error or cancelled, everything is
-    kept for the next time.
+    kept for the next time, unless it turned out to be ill-formed.
 
     Args:
         path: where the file will be, in a folder that exists.

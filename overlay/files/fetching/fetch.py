@@ -135,9 +135,7 @@ class _Driver:
             liars = sorted(map(str, candidates.past.liars))
             more = f" and {len(liars) - MAX_SHOWN} more" if len(liars) > MAX_SHOWN else ""
             names = ", ".join(liars[:MAX_SHOWN]) + more
-            return VerificationError(
-                f"what came from those who were asked is something else ({names}): ask for another link"
-            )
+            return VerificationError(f"whoever was asked sent something else ({names}): ask for another link")
         refusals = [self._refusals.get(node) for node in candidates.named]
         if reason is Reason.UNREACHABLE and refusals and all(refusals):  # no later time helps
             return UnreachableError(str(refusals[0]))

@@ -160,16 +160,32 @@ def discard(connection: apsw.Connection, share: int) -> None:
     )
 
 
-def remove(connection: apsw.Connection, share: int) -> None:
-    """Discard a share that is offered.
+def remove(
+    connection: apsw.Connection, capability: ReadCapability
+) -> tuple[tuple[Share, ...], tuple[Share, ...]]:
+    """Discard all shares that a capability reads and that are no part of a folder.
+
+    Returns:
+        them, and folders that have it as a part.
 
     Raises:
-        NotFoundError: there is none of this id.
-        RefusedError: it is a part of a folder.
+        NotFoundError: nothing is offered under it.
+        RefusedError: only folders have it, as a part.
     """
-    if get(connection, share).parent is not None:
-        raise RefusedError("this is a part of a shared folder: remove the folder")
-    discard(connection, share)
+    found = _select(connection, "capability = ? AND parent IS NULL", (capability.to_bytes(),))
+    for share in found:
+        discard(connection, share.id)
+    folders = _select(
+        connection,
+        "id IN (SELECT share_parts.parent FROM share_parts JOIN shares AS each ON each.id = part"
+        " WHERE each.capability = ? AND each.state = 'offered')",
+        (capability.to_bytes(),),
+    )
+    if not found and folders:
+        raise RefusedError(f"this is a part of the shared folder {folders[0].path}: remove that")
+    if not found:
+        raise NotFoundError("this node does not offer that: 'overlay file list' shows what it does")
+    return found, folders
 
 
 def discard_unfinished(connection: apsw.Connection) -> None:
@@ -222,14 +238,6 @@ def part_of_path(connection: apsw.Connection, path: Path, secret: bytes) -> Shar
     where = "path = ? AND parent IS NOT NULL AND secret = ?"
     found = _select(connection, where, (os.fsencode(path), secret))
     return found[-1] if found else None
-
-
-def of_capability(connection: apsw.Connection, capability: ReadCapability) -> Share | None:
-    """Look up the newest share that a capability reads, preferably one that is no part of a folder."""
-    found = _select(connection, "capability = ?", (capability.to_bytes(),))
-    alone = tuple(share for share in found if share.parent is None)
-    best = alone or found
-    return best[-1] if best else None
 
 
 def sweep(connection: apsw.Connection, dead: Sequence[int], after: bytes) -> bytes | None:

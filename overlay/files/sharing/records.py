@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from overlay.units.eris import ReadCapability
+from overlay.units.eris import NULL_SECRET, ReadCapability
 
 Kind = Literal["file", "folder"]
 Problem = Literal["gone", "changed"]
@@ -58,6 +58,11 @@ class Share:
     def size(self) -> int:
         """Bytes of the file, or of all files of the folder."""
         return self.stamp.size
+
+    @property
+    def convergent(self) -> bool:
+        """Whether its secret is the one that everybody knows."""
+        return self.secret == NULL_SECRET
 
 
 class NewShare(NamedTuple):

@@ -138,26 +138,24 @@ class Shares:
         """
         return await self._database.read(partial(index.of_parent, parent=share))
 
-    async def lookup(self, capability: ReadCapability) -> Share | None:
-        """Tell what is offered under a capability: a file, a folder, or a part of one.
+    async def remove(self, capability: ReadCapability) -> tuple[Sequence[Share], Sequence[Share]]:
+        """Offer nothing by itself any more that a capability reads; the files are not touched.
+
+        Files with the same content have the same capability if they are convergent.
+
+        Returns:
+            what is offered no more, and folders that still have it as a part, both oldest first.
 
         Raises:
-            StorageError: the database does not work.
-        """
-        return await self._database.read(partial(index.of_capability, capability=capability))
-
-    async def remove(self, share: int) -> None:
-        """Offer something no more; its files are not touched.
-
-        Raises:
-            NotFoundError: nothing is shared under this number.
-            RefusedError: it is a part of a folder.
+            NotFoundError: nothing is offered under it.
+            RefusedError: only folders have it, as a part.
             StorageError: the disk does not work.
             After cancellation it is removed or not; what it occupies is given back by the next `load`, `add`
             or `remove`.
         """
-        await self._database.write(partial(index.remove, share=share))
+        found = await self._database.write(partial(index.remove, capability=capability))
         await self._writer.sweep()
+        return found
 
     async def list(self) -> Sequence[Share]:
         """Tell what is offered, oldest first: files and folders, not the parts of folders.

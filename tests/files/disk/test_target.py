@@ -327,6 +327,15 @@ async def test_a_file_is_not_finished_while_something_is_missing(begun: Path, si
     assert "file" not in names(begun.parent)
 
 
+@pytest.mark.parametrize("size", [SIZE - 1, SIZE + 1])
+async def test_of_content_that_is_not_what_it_is_said_to_be_nothing_stays(tmp_path: Path, size: int) -> None:
+    async with open_target(tmp_path / "file", CAPABILITY, size=size) as target:
+        with pytest.raises(MalformedError, match="has not the"):
+            await fetch(target)
+        assert len(names(tmp_path)) == 2
+    assert names(tmp_path) == []
+
+
 async def test_discarded_it_leaves_nothing(begun: Path) -> None:
     async with open_target(begun, CAPABILITY) as target:
         await target.discard()

@@ -85,7 +85,7 @@ async def test_a_tree_is_unfolded_from_its_root_and_no_further_than_to_its_nodes
     assert given == [*(node.data for node in nodes), None, None]
     assert await offers.chunks.unfold(nodes[0].reference, 1) is None  # a root of nothing that is shared
     assert await offers.chunks.unfold(chunks[0].reference, 1) is None
-    await offers.remove(share.id)
+    await offers.remove(share.capability)
     assert await offers.chunks.unfold(root, 1) is None
 
 

@@ -18,7 +18,9 @@ from overlay.files.sharing import writer as share_writer
 from overlay.files.sharing.records import Share, Stamp
 from overlay.files.sharing.shared_file import FileEncoding
 from overlay.files.sharing.shares import SHARES_SCHEMA, Shares
+from overlay.units.capability import ReadCapability
 from tests.files.sharing.conftest import (
+    SECRET,
     content,
     fetched,
     grown,
@@ -26,10 +28,13 @@ from tests.files.sharing.conftest import (
     open_convergent,
     open_shares,
     read,
+    references,
     rows,
     touched,
     write,
 )
+
+Removed = tuple[tuple[Share, ...], tuple[Share, ...]]
 
 
 def files(folder: Path) -> list[Path]:
@@ -56,7 +61,6 @@ async def test_shares_survive_a_restart(tmp_path: Path, path: Path) -> None:
             share = await offers.add(path, name="a name")
             ids.append(share.id)
             assert await offers.list() == (share,)
-            assert await offers.lookup(share.capability) == share
             assert await fetched(offers, share.capability) == read(path)
     assert ids[0] == ids[1]
 
@@ -105,25 +109,36 @@ async def test_a_path_of_any_bytes_is_shared_under_another_name(offers: Shares, 
 # --- removing
 
 
+async def test_of_equal_files_that_are_convergent_none_stays(offers: Shares, path: Path) -> None:
+    first = await offers.add(path, convergent=True)
+    second = await offers.add(write(path.with_name("copy"), read(path)), convergent=True)
+    private = await offers.add(path)
+    assert first.capability == second.capability
+    assert await offers.remove(first.capability) == ((first, second), ())
+    assert await offers.list() == (private,)
+    assert await offers.chunks.get([first.capability.reference]) == [None]
+
+
 async def test_what_was_removed_is_served_no_more_and_leaves_no_row(
     database: Database, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(share_index, "SWEEP_LEAVES", 3)
     monkeypatch.setattr(share_index, "SWEEP_CHUNKS", 1)
     offers = open_convergent(database)
-    other = await offers.add(write(tmp_path / "other", read(path)))
+    other = await offers.add(write(tmp_path / "other", read(path) + b"more"))
     before = await rows(database)
     share = await offers.add(path)
     more = await offers.add(write(tmp_path / "more", content(700_000)))
-    await offers.remove(share.id)
-    await offers.remove(more.id)
+    await offers.remove(share.capability)
+    await offers.remove(more.capability)
     assert await rows(database) == before
     assert read(path)
     assert await offers.list() == (other,)
     assert await offers.chunks.get([more.capability.reference]) == [None]
-    assert await fetched(offers, share.capability) == read(path)  # from the other, which is equal
-    with pytest.raises(NotFoundError, match=f"number {share.id}"):
-        await offers.remove(share.id)
+    leaves = await offers.chunks.get(references(read(path), SECRET)[:4])
+    assert [leaf is not None for leaf in leaves] == [True] * 3 + [False]  # from the other, which begins so
+    with pytest.raises(NotFoundError, match="does not offer that"):
+        await offers.remove(share.capability)
     assert (await offers.add(path)).id > more.id  # numbers are not used again
 
 
@@ -134,12 +149,12 @@ async def test_a_removal_that_was_cancelled_is_ended_later(
     with monkeypatch.context() as patch, anyio.CancelScope() as scope:
         original = share_index.remove
 
-        def cancelling(connection: apsw.Connection, share: int) -> None:
+        def cancelling(connection: apsw.Connection, capability: ReadCapability) -> Removed:
             anyio.from_thread.run_sync(scope.cancel)
-            original(connection, share)
+            return original(connection, capability)
 
         patch.setattr(share_index, "remove", cancelling)
-        await offers.remove(share.id)
+        await offers.remove(share.capability)
     assert scope.cancelled_caught
     assert await offers.list() == ()
     assert await rows(database) != [0, 0, 0]
@@ -174,17 +189,15 @@ async def test_a_folder_owns_its_parts_and_its_manifest(
     share = await share_folder(offers, folder, manifest)
     assert (share.kind, share.name, share.size, share.parent) == ("folder", "folder", 150_000, None)
     assert await offers.list() == (share,)
-    assert await offers.lookup(share.capability) == share
     assert await fetched(offers, share.capability) == manifest
     parts = await offers.parts(share.id)
     assert [part.path.name for part in parts] == ["0", "1", "2"]
     for part in parts:
         assert (part.parent, part.secret) == (share.id, share.secret)
         assert await fetched(offers, part.capability) == read(part.path)
-        assert await offers.lookup(part.capability) == part
-    with pytest.raises(RefusedError, match="remove the folder"):
-        await offers.remove(parts[0].id)
-    await offers.remove(share.id)
+    with pytest.raises(RefusedError, match=f"part of the shared folder {folder}: remove that"):
+        await offers.remove(parts[0].capability)
+    await offers.remove(share.capability)
     assert await rows(database) == [0, 0, 0]
 
 
@@ -250,13 +263,13 @@ async def test_a_part_of_two_folders_stays_until_both_are_removed(
         assert [parts[0][name].id == parts[1][name].id for name in "012"] == [True, False, True]
         assert second.size == first.size + 4
         gone, left = (first, second) if first_goes else (second, first)
-        await offers.remove(gone.id)
+        await offers.remove(gone.capability)
         assert await fetched(offers, parts[1]["0"].capability) == read(folder / "0")
         assert {part.path.name for part in await offers.parts(left.id)} == {"0", "1", "2"}
         aside = (folder / "0").rename(folder.with_name("aside"))
         assert (await offers.check(left.id)).problem is not None
         aside.rename(folder / "0")
-        await offers.remove(left.id)
+        await offers.remove(left.capability)
         assert await rows(database) == [0, 0, 0]
 
 
@@ -280,7 +293,7 @@ async def test_parts_that_are_removed_meanwhile_are_not_offered_half(offers: Sha
     with pytest.raises(RefusedError, match="removed from what is offered"):  # noqa: PT012 - the same
         async with offers.folder(folder) as group:
             await group.add(folder / "0")
-            await offers.remove(share.id)
+            await offers.remove(share.capability)
             await group.finish(b"")
     assert await offers.list() == ()
 
@@ -310,14 +323,18 @@ async def test_a_folder_that_grew_gets_a_share_of_its_own(offers: Shares, folder
     assert await fetched(offers, first.capability) == b"3"
 
 
-async def test_a_file_of_its_own_is_preferred_to_an_equal_part(database: Database, folder: Path) -> None:
+async def test_an_equal_part_of_a_folder_stays_when_a_file_of_its_own_is_removed(
+    database: Database, folder: Path
+) -> None:
     offers = open_convergent(database)
     alone = await offers.add(folder / "0")
     async with offers.folder(folder) as group:
         part = await group.add(folder / "0")
-        await group.finish(b"")
+        share = await group.finish(b"")
     assert part.capability == alone.capability
-    assert await offers.lookup(alone.capability) == alone
+    assert await offers.remove(alone.capability) == ((alone,), (share,))
+    assert await offers.list() == (share,)
+    assert await fetched(offers, alone.capability) == read(folder / "0")
 
 
 @pytest.mark.parametrize("how", ["failed", "left", "cancelled"])
