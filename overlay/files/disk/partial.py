@@ -225,9 +225,17 @@ class PartialFiles:
         if not stat.S_ISREG(mode):
             raise RefusedError(f"{self._path} is not a file: name another path to write to")
         if not self._overwrite:
-            raise RefusedError(f"{self._path} exists already: name another path to write to")
+            raise RefusedError(self._is_taken())
         if self._mode is None:
             self._mode = mode & _PERMISSIONS
+
+    def _is_taken(self) -> str:
+        if self.empty:
+            return f"{self._path} exists already: name another path to write to"
+        return (
+            f"{self._path} exists already: what was fetched is kept{self.hint} and is there at once when the "
+            "same command is given after that was renamed or removed"
+        )
 
     def _describe(self, details: Details) -> None:
         mode = os.fstat(self._content).st_mode if self._mode is None else self._mode
@@ -251,7 +259,7 @@ class PartialFiles:
         try:
             os.link(self._content_name, self._path.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         except FileExistsError as error:
-            raise RefusedError(f"{self._path} exists already: name another path to write to") from error
+            raise RefusedError(self._is_taken()) from error
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
@@ -293,7 +301,11 @@ def open_partial(
         MalformedError: no file can have this path.
         OverlayError: see `overlay.files.disk.target.open_target`.
     """
-    if "\0" in str(path):
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise MalformedError("a path holds characters that no name has here") from error
+    if b"\0" in raw:
         raise MalformedError("a path holds a NUL character")
     try:
         with ExitStack() as stack:

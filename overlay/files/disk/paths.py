@@ -18,12 +18,12 @@ from overlay.units.capability import ReadCapability
 async def is_folder(path: Path) -> bool:
     """Whether a path leads to a folder.
 
-    Where the system does not say, because a name is too long or links go round in a circle, it is none: who
-    opens it next says why that cannot be done.
+    Where the system does not say, because a name is too long, or none at all, or links go round in a circle,
+    it is none: who opens it next says why that cannot be done.
     """
     try:
         return await anyio.Path(path).is_dir()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -31,7 +31,7 @@ async def _is_file(path: Path) -> bool:
     """Whether a path is that of a file itself, and not of a link; not where the system does not say."""
     try:
         return stat.S_ISREG((await anyio.Path(path).lstat()).st_mode)
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

@@ -175,6 +175,11 @@ class Target:
         except StorageError as error:
             self._failure = str(error)
             raise
+        except FileNotFoundError as error:
+            self._failure = (
+                f"{self.path} cannot be written: what was fetched of it, or its folder, was removed meanwhile"
+            )
+            raise StorageError(self._failure) from error
         except OSError as error:
             self._failure = (
                 f"{self.path} cannot be written, {error.strerror}: what was fetched is "

@@ -227,6 +227,9 @@ def _open_destination(path: Path) -> tuple[int, bool]:
             is_new = True
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), is_new
     except OSError as error:
+        if is_new:
+            with suppress(OSError):
+                path.rmdir()
         if os.path.lexists(path) and error.errno in _NO_FOLDER | {errno.ENOENT}:
             raise RefusedError(
                 f"{path} is something else where a folder should be: name another place"

@@ -336,6 +336,24 @@ async def test_of_content_that_is_not_what_it_is_said_to_be_nothing_stays(tmp_pa
     assert names(tmp_path) == []
 
 
+async def test_a_name_that_was_taken_meanwhile_leaves_what_came_and_says_where_it_is(tmp_path: Path) -> None:
+    async with open_target(tmp_path / "file", CAPABILITY) as target:
+        await fetch(target)
+        (tmp_path / "file").write_bytes(b"mine")
+        with pytest.raises(RefusedError, match=r"exists already: what was fetched is kept in .*\.part and"):
+            await target.finish()
+    (tmp_path / "file").unlink()
+    assert await finish_it(tmp_path / "file") == []
+
+
+async def test_what_was_removed_meanwhile_is_not_said_to_be_kept(tmp_path: Path) -> None:
+    async with open_target(tmp_path / "file", CAPABILITY) as target:
+        await fetch(target)
+        remains(tmp_path, "part").unlink()
+        with pytest.raises(StorageError, match="was removed meanwhile$"):
+            await target.finish()
+
+
 async def test_discarded_it_leaves_nothing(begun: Path) -> None:
     async with open_target(begun, CAPABILITY) as target:
         await target.discard()
@@ -520,6 +538,9 @@ async def test_any_name(tmp_path: Path, name: str) -> None:
 async def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
     with pytest.raises(MalformedError, match="NUL"):
         async with open_target(tmp_path / "a\0b", CAPABILITY):
+            pass
+    with pytest.raises(MalformedError, match="characters that no name has"):
+        async with open_target(tmp_path / "\ud800", CAPABILITY):
             pass
     with pytest.raises(StorageError, match="too long"):
         async with open_target(tmp_path / ("n" * 256), CAPABILITY):

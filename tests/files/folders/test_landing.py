@@ -51,6 +51,19 @@ def test_a_destination_that_was_made_and_stayed_empty_is_removed(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "to"]
 
 
+def test_one_that_was_made_and_cannot_be_opened_is_removed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object, **_options: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        with pytest.raises(StorageError, match="Too many open files"):
+            Landing(tmp_path / "to" / "garden")
+    assert not (tmp_path / "to").exists()
+
+
 @pytest.mark.parametrize("kind", ["file", "dangling", "circle"])
 def test_what_is_no_folder_is_no_destination(tmp_path: Path, kind: str) -> None:
     to = tmp_path / "to"
