@@ -141,7 +141,7 @@ class Client:
     def _receive(self) -> bytes:
         data = _receive(self._socket)
         if not data:
-            raise ClosedError("the node ended before it answered")
+            raise ClosedError("the node ended before it answered: start it and give the same command again")
         return data
 
 

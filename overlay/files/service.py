@@ -240,7 +240,10 @@ class Files:
         async with open_target(path, link.capability, size=link.size, overwrite=overwrite) as target:
             with self._fetching(running, link):
                 report, pace = _report(running, target, progress), self._pace(running)
-                await gather(self._node, target, self._candidates(link), report, pace)
+                try:
+                    await gather(self._node, target, self._candidates(link), report, pace)
+                except (NotFoundError, VerificationError) as error:  # the same command may never go on
+                    raise type(error)(f"{error}{target.remains}") from error
             await target.finish()
         return path, target.tree.present
 

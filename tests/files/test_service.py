@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from overlay.channel.driver import Channel
-from overlay.errors import UnreachableError, VerificationError
+from overlay.errors import NotFoundError, UnreachableError, VerificationError
 from overlay.files.engine.transfer import FIRST_CIRCUITS
 from overlay.files.folders.order import Order
 from overlay.files.links import FileLink
@@ -197,6 +197,7 @@ async def test_who_is_named_and_lied_is_told_whoever_else_was_asked(tmp_path: Pa
         }
         with pytest.raises(VerificationError, match=r"something else.*ask for another link") as caught:
             await calls[way]()
+        assert "is kept" not in str(caught.value)  # nothing came
         assert way == "folder" or str(mallory.identifier) in str(caught.value)
 
 
@@ -212,3 +213,33 @@ async def test_where_no_network_is_shared_that_is_said(tmp_path: Path) -> None:
         )
         with pytest.raises(UnreachableError, match="start this node with a transport they share"):
             await files.get(replace(link, providers=(record.encoded,)), tmp_path / "copy")
+
+
+async def test_what_came_of_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
+    world = World(11, latency=Latency(0.001))
+    (tmp_path / "rose").write_bytes(random.Random(2).randbytes(400_000))
+    async with person(world, "alice") as (_, files), person(world, "bob") as (bob, theirs):
+        link = await theirs.share(tmp_path / "rose")
+        bob.chunks.sources[:] = [Half(theirs._shares.chunks)]
+        with pytest.raises(NotFoundError, match=r"shared again; what came is kept in .*\.part$"):
+            await files.get(link, tmp_path / "copy")
+    assert sum(path.suffix == ".part" for path in hidden(tmp_path)) == 1
+
+
+class Half(ChunkSource):
+    """Has the first chunks that it is asked for, and no others."""
+
+    def __init__(self, source: ChunkSource) -> None:
+        self._source = source
+        self._had: set[bytes] = set()
+
+    async def get(self, references: Sequence[bytes]) -> Sequence[bytes | None]:
+        for reference in references:
+            if len(self._had) < 6:
+                self._had.add(reference)
+        found = await self._source.get(references)
+        return [chunk if name in self._had else None for name, chunk in zip(references, found, strict=True)]
+
+
+def hidden(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name.startswith(".")]

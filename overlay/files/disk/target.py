@@ -57,6 +57,11 @@ class Target:
         self._failure = ""
         self._is_ill_formed = False
 
+    @property
+    def remains(self) -> str:
+        """What to say of what is kept when the fetch ends now, to follow an error; empty if nothing is."""
+        return f"; what came is kept{self._files.hint}" if self.tree.present else ""
+
     def take(self, reference: bytes, data: bytes) -> int:
         """Verify a chunk and keep it in memory until the next `flush`: call that after every few.
 

@@ -350,7 +350,7 @@ async def test_what_was_removed_meanwhile_is_not_said_to_be_kept(tmp_path: Path)
     async with open_target(tmp_path / "file", CAPABILITY) as target:
         await fetch(target)
         remains(tmp_path, "part").unlink()
-        with pytest.raises(StorageError, match="was removed meanwhile$"):
+        with pytest.raises(StorageError, match=r"was removed meanwhile$"):
             await target.finish()
 
 
