@@ -87,12 +87,13 @@ class ProgressLines:
     def __call__(self, done: int, total: int, more: Mapping[str, JSON] = _NOTHING) -> None:
         """Tell that `done` bytes of `total` are done, and `more` of docs/spec/control.md.
 
-        While the total is not known there is no line: programs divide by it.
+        A total that is not known, which is 0 there, is null: nobody divides by that.
         """
         now = self._clock()
-        if total > 0 and now - self._written >= LINE_INTERVAL:
+        if now - self._written >= LINE_INTERVAL:
             self._written = now
-            self._stream.write(json.dumps({"progress": {"done": done, "total": total, **more}}) + "\n")
+            told = {"done": done, **more, "total": total or None}  # what the node says has a total, too
+            self._stream.write(json.dumps({"progress": told}) + "\n")
             self._stream.flush()
 
     def __enter__(self) -> Self:

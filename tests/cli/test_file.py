@@ -82,6 +82,12 @@ def test_progress_comes_as_lines_before_the_result(overlay: Command, scripted: S
     assert alone == result
 
 
+def test_a_total_that_is_not_known_is_null_in_the_lines(overlay: Command, scripted: Start) -> None:
+    scripted({"file.get": getting((1 << 20, 0, FIGURES))})
+    first, _result = overlay("--json", "file", "get", "urn").lines
+    assert first == {"progress": {"done": 1 << 20, "total": None, **FIGURES}}
+
+
 def reading(*pieces: bytes, then: OverlayError | None = None, wait: bool = False) -> Handler[Any]:
     """Hands on pieces, and then fails, waits for ever, or is done."""
 

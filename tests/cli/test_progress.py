@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from overlay.control.protocol import JSON
 from overlay_cli import progress as module
-from overlay_cli.progress import Progress, ProgressLines, StatusBlock, StatusLine, draw, duration, size
+from overlay_cli.progress import (
+    LINE_INTERVAL,
+    Progress,
+    ProgressLines,
+    StatusBlock,
+    StatusLine,
+    draw,
+    duration,
+    size,
+)
 
 
 class Terminal(io.StringIO):
@@ -99,13 +108,15 @@ def test_without_a_total_there_is_no_bar() -> None:
     assert draw("get", 3 << 20, 0, 1.0, 1, more=FIGURES, width=20) == "get 3.0 MiB, 1.0 MiB"
 
 
-def test_without_a_total_programs_get_no_line() -> None:
-    stream = io.StringIO()
-    with ProgressLines(stream, Clock()) as progress:
+def test_a_total_that_is_not_known_is_null_for_programs() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with ProgressLines(stream, clock) as progress:
         progress(3 << 20, 0, FIGURES)
+        progress(3 << 20, 4 << 20, FIGURES)  # too soon
+        clock.now += LINE_INTERVAL
         progress(3 << 20, 4 << 20, FIGURES)
-    (line,) = stream.getvalue().splitlines()
-    assert json.loads(line)["progress"]["total"] == 4 << 20
+    lines = [json.loads(line)["progress"] for line in stream.getvalue().splitlines()]
+    assert lines == [{"done": 3 << 20, "total": total, **FIGURES} for total in (None, 4 << 20)]
 
 
 def test_what_is_whole_needs_no_provider() -> None:
