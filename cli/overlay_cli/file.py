@@ -112,13 +112,15 @@ def get(options: argparse.Namespace, output: Output) -> int:
         return _get_to_stdout(options, output)
     path = absolute("." if options.path is None else options.path)
     context = Context(options, output)
+    link = read_link(options)
+    overwrite = options.force or (_may_ask(options, output) and _is_to_be_replaced(context, link, path))
     try:
         found = context.ask(
             "file.get",
             lines=True,
-            link=read_link(options),
+            link=link,
             path=path,
-            overwrite=options.force,
+            overwrite=overwrite,
             rate=options.rate or None,
             only=options.only,
         )
@@ -127,6 +129,24 @@ def get(options: argparse.Namespace, output: Output) -> int:
         raise
     output.data(found, _shown(found, "path"))
     return DONE
+
+
+def _may_ask(options: argparse.Namespace, output: Output) -> bool:
+    """Whether there is a person to ask whether a file is to be replaced; of a folder nobody is asked."""
+    if output.as_json or output.quiet or options.only or options.link == "-":
+        return False
+    return sys.stdin is not None and sys.stdin.isatty() and output.stderr.isatty()
+
+
+def _is_to_be_replaced(context: Context, link: str, path: str) -> bool:
+    from overlay_cli.replacing import ask, file_in_the_way  # noqa: PLC0415 - needs far more than other verbs
+
+    found = file_in_the_way(link, path)
+    if found is None:
+        return False
+    with context.node():  # before anybody answers in vain
+        pass
+    return ask(found, context.output)
 
 
 def _get_to_stdout(options: argparse.Namespace, output: Output) -> int:

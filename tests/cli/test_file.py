@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from overlay.control.file_verbs import PutArguments, ShareArguments
 from overlay.control.home import Home
 from overlay.control.protocol import JSON
 from overlay.control.server import Answers, Arguments, Handler, Handlers
-from overlay.errors import MalformedError, OverlayError, UnreachableError
+from overlay.errors import MalformedError, OverlayError, RefusedError, UnreachableError
 from overlay.files.links import FileLink
 from overlay.locators import LocatorRecord, parse_locator
 from overlay.peer.storage import MAX_QUOTA
@@ -270,6 +272,160 @@ def test_an_empty_path_means_nothing(overlay: Command, words: tuple[str, ...]) -
     done = overlay(*words)
     assert (done.code, done.out) == (2, "")
     assert "a path is empty: name a file or a folder" in done.err
+
+
+class Overwriting(Arguments, frozen=True, forbid_unknown_fields=False):
+    path: str
+    overwrite: bool
+
+
+@contextmanager
+def at_terminal(
+    overlay: Command, *words: str, typed: bytes = b""
+) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """Run it with a terminal for stdin and stderr, at which something was typed; gives its other end."""
+    ours, theirs = pty.openpty()
+    os.write(ours, typed)
+    try:
+        with subprocess.Popen(
+            overlay.arguments(*words),
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            env=overlay.environ,
+        ) as process:
+            os.close(theirs)
+            yield ours, process
+            process.kill()
+    finally:
+        os.close(ours)
+
+
+def read_until_end(ours: int) -> str:
+    seen = b""
+    with suppress(OSError):  # how Linux tells that nobody holds the other end any more
+        while data := os.read(ours, 4096):
+            seen += data
+    return seen.decode()
+
+
+def refusing(asked: list[bool]) -> Handlers:
+    """Notes whether a file may be replaced, and refuses where not."""
+
+    async def get(args: Overwriting, _answers: Answers) -> JSON:
+        asked.append(args.overwrite)
+        if not args.overwrite:
+            raise RefusedError("exists already")
+        return {"path": args.path, "size": 1}
+
+    return {"file.get": Handler(Overwriting, get)}
+
+
+PLAN = FileLink(CAPABILITY, (), "plan.pdf", 100_000, "file").urn
+QUESTION = "exists: replace it? [y/N] "
+
+
+@pytest.mark.parametrize("into", ["", "/", "/plan.pdf"])
+@pytest.mark.parametrize(
+    ("typed", "replaced"),
+    [
+        (b"y\n", True),
+        (b" YES \n", True),
+        (b"\n", False),
+        (b"no\n", False),
+        (b"yet\n", False),
+        (b"\x04", False),
+    ],
+)
+def test_at_a_terminal_a_person_is_asked_whether_a_file_is_to_be_replaced(
+    overlay: Command, scripted: Start, tmp_path: Path, into: str, typed: bytes, *, replaced: bool
+) -> None:
+    asked: list[bool] = []
+    scripted(refusing(asked))
+    (tmp_path / "plan.pdf").write_bytes(b"before")
+    with at_terminal(overlay, "file", "get", PLAN, "-o", f"{tmp_path}{into}", typed=typed) as (ours, process):
+        seen = read_until_end(ours)
+        assert process.wait() == (0 if replaced else 6)
+    assert asked == [replaced]
+    assert f"{tmp_path / 'plan.pdf'} {QUESTION}" in seen
+    assert ("exists already" in seen.splitlines()[-1]) is not replaced
+
+
+def test_an_interrupted_question_leaves_all_as_it_was(
+    overlay: Command, scripted: Start, tmp_path: Path
+) -> None:
+    asked: list[bool] = []
+    scripted(refusing(asked))
+    (tmp_path / "plan.pdf").write_bytes(b"before")
+    with at_terminal(overlay, "file", "get", PLAN, "-o", str(tmp_path)) as (ours, process):
+        seen = b""
+        while not seen.endswith(QUESTION.encode()):
+            seen += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+        assert read_until_end(ours) == "\r\n"
+    assert asked == []
+
+
+def test_nobody_is_asked_in_vain(overlay: Command, home: Home, tmp_path: Path) -> None:
+    assert home.exists
+    (tmp_path / "plan.pdf").write_bytes(b"before")
+    with at_terminal(overlay, "file", "get", PLAN, "-o", str(tmp_path)) as (ours, process):
+        seen = read_until_end(ours)
+        assert process.wait() == 3
+    assert QUESTION not in seen
+
+
+FOLDER = FileLink(CAPABILITY, (), "plan.pdf", 100_000, "folder").urn
+
+
+@pytest.mark.parametrize(
+    ("words", "overwrite"),
+    [
+        ((PLAN, "-o", "{here}", "--force"), True),
+        ((PLAN, "-o", "{here}", "--quiet"), False),
+        ((PLAN, "-o", "{here}", "--json"), False),
+        ((PLAN, "-o", "{here}", "--only", "x"), False),
+        (("-", "-o", "{here}/plan.pdf"), False),
+        ((FOLDER, "-o", "{here}"), False),
+        (("urn:eris:none", "-o", "{here}/plan.pdf"), False),
+        ((CAPABILITY.urn, "-o", "{here}"), False),
+        ((PLAN, "-o", "{here}/link"), False),
+        ((PLAN, "-o", "{here}/new"), False),
+        ((PLAN, "-o", "{here}/plan.pdf/"), False),
+        ((PLAN, "-o", "{here}/" + 300 * "x"), False),
+    ],
+)
+def test_where_nobody_is_asked(
+    overlay: Command, scripted: Start, tmp_path: Path, words: tuple[str, ...], *, overwrite: bool
+) -> None:
+    asked: list[bool] = []
+    scripted(refusing(asked))
+    (tmp_path / "plan.pdf").write_bytes(b"before")
+    (tmp_path / "link").symlink_to("plan.pdf")
+    given = [word.format(here=tmp_path) for word in words]
+    typed = PLAN.encode() + b"\n\x04" if "-" in words else b"y\n"
+    with at_terminal(overlay, "file", "get", *given, typed=typed) as (ours, process):
+        seen = read_until_end(ours)
+        assert process.wait() == (0 if overwrite else 6)
+    assert asked == [overwrite]
+    assert QUESTION not in seen
+
+
+def test_without_a_terminal_nobody_is_asked(overlay: Command, scripted: Start, tmp_path: Path) -> None:
+    asked: list[bool] = []
+    scripted(refusing(asked))
+    (tmp_path / "plan.pdf").write_bytes(b"before")
+    done = overlay("file", "get", PLAN, "-o", str(tmp_path), stdin=b"y\n")
+    assert (done.code, asked) == (6, [False])
+    ours, theirs = pty.openpty()
+    os.write(ours, b"y\n")
+    command = overlay.arguments("file", "get", PLAN, "-o", str(tmp_path))
+    ended = subprocess.run(command, stdin=theirs, capture_output=True, env=overlay.environ, check=False)
+    os.close(ours)
+    os.close(theirs)
+    assert (ended.returncode, asked) == (6, [False, False])
+    assert QUESTION.encode() not in ended.stderr
 
 
 def limits(answer: dict[str, JSON]) -> Handler[Any]:
