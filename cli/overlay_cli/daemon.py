@@ -34,6 +34,7 @@ from overlay_cli.exit_codes import DONE
 from overlay_cli.output import Output, printable
 from overlay_cli.progress import StatusLine
 from overlay_cli.signals import wait_for_signal
+from overlay_cli.spool import remove_left
 from overlay_cli.transports import build_transports
 from overlay_cli.up_options import check_up_options, with_up_options
 
@@ -57,6 +58,7 @@ def up(options: argparse.Namespace, output: Output) -> int:
     with context.home.lock():
         for sentence in context.home.check():
             output.note(sentence)
+        remove_left(context.home.path)
         config = choose_config(options, context.home)
         anyio.run(partial(_run, context, config))
     return DONE

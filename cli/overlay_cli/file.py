@@ -16,7 +16,7 @@ from overlay_cli.context import ANSWER_TIMEOUT, Context, absolute, as_object
 from overlay_cli.exit_codes import DONE
 from overlay_cli.output import Output, printable
 from overlay_cli.progress import StatusBlock, counted, duration, size, stands_still, used
-from overlay_cli.spool import binary_stdout, scratch_folder, spooled_stdin, write_all
+from overlay_cli.spool import binary_stdout, remove_left, scratch_folder, spooled_stdin, write_all
 
 FOLLOW_INTERVAL = 1.0
 """Seconds between two looks at the fetches that go on."""
@@ -70,6 +70,8 @@ def put(options: argparse.Namespace, output: Output) -> int:
     elif not path.is_file():
         raise RefusedError(f"{path} is not a regular file")
     else:
+        if context.home.exists:  # elsewhere files of such names are not ours
+            remove_left(context.home.path)
         found = context.ask("file.put", path=str(path), name=options.name, convergent=options.convergent)
     output.data(found, _shown(found, "link"))
     if found.get("holders") == 1:

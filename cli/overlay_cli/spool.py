@@ -1,7 +1,7 @@
 """What comes on stdin, as a file that the node can read; what goes to stdout, as the node hands it on.
 
 Both need room in the home for a while: a file or a folder of the user's own, locked as long as it is in use,
-and removed by whoever comes next where a command was killed.
+and removed by whoever comes next where a command was killed: the node that starts, or a command of these.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PIECE_BYTES = 1 << 20
 def spooled_stdin(folder: Path) -> Iterator[Path]:
     """Copy stdin into a file of this user alone, for the length of a block; then it is gone.
 
-    What a command left that was killed is removed by the next one.
+    What a command left that was killed is removed first, as `remove_left` does.
 
     Args:
         folder: where the file will be: nobody else may enter it.
@@ -55,7 +55,7 @@ def spooled_stdin(folder: Path) -> Iterator[Path]:
 def scratch_folder(folder: Path) -> Iterator[Path]:
     """Make a folder of this user alone, for the length of a block; then it is gone, with all that is in it.
 
-    What a command left that was killed is removed by the next one.
+    What a command left that was killed is removed first, as `remove_left` does.
 
     Args:
         folder: where the folder will be: nobody else may enter it.
@@ -72,6 +72,16 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
     finally:
         _remove_scratch(path)
         os.close(lock)
+
+
+def remove_left(folder: Path) -> None:
+    """Remove what commands left that were killed, and nothing that one still uses.
+
+    Args:
+        folder: a home; what cannot be removed stays.
+    """
+    with suppress(OSError), _tidied(folder):
+        pass
 
 
 @contextmanager
@@ -107,21 +117,42 @@ def write_all(file: FileIO, data: bytes) -> None:
 
 
 def _make_scratch(folder: Path) -> tuple[Path, int]:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # so that nobody takes this one for left, before it is locked
-        for left in folder.glob(_FOLDER_PREFIX + "*"):
-            with suppress(OSError):  # somebody uses it, or has removed it
-                os.close(_lock(left))
-                _remove_scratch(left)
+    with _tidied(folder):
         path = Path(tempfile.mkdtemp(dir=folder, prefix=_FOLDER_PREFIX))
         return path, _lock(path)
+
+
+@contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """Remove what was left; what is made in the block, and not locked at once, nobody takes for that.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in (*folder.glob(_PREFIX + "*"), *folder.glob(_FOLDER_PREFIX + "*")):
+            with suppress(OSError):  # somebody uses it, or has removed it
+                _remove_left(left)
+        yield
     finally:
         os.close(handle)
 
 
-def _lock(folder: Path) -> int:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _remove_left(path: Path) -> None:
+    handle = _lock(path)
+    try:
+        if path.name.startswith(_FOLDER_PREFIX):
+            _remove_scratch(path)
+        else:
+            path.unlink()
+    finally:
+        os.close(handle)
+
+
+def _lock(path: Path) -> int:
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -136,23 +167,11 @@ def _remove_scratch(path: Path) -> None:
 
 
 def _make(folder: Path) -> tempfile._TemporaryFileWrapper[bytes]:
-    """Make a file that is locked as long as it is open; what others have left is removed first."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # so that nobody takes this one for left, before it is locked
-        for path in folder.glob(_PREFIX + "*"):
-            _remove_left(path)
+    """Make a file that is locked as long as it is open."""
+    with _tidied(folder):
         file = tempfile.NamedTemporaryFile(dir=folder, prefix=_PREFIX)  # noqa: SIM115 - the caller closes it
         fcntl.flock(file, fcntl.LOCK_EX)
         return file
-    finally:
-        os.close(handle)
-
-
-def _remove_left(path: Path) -> None:
-    with suppress(BlockingIOError), path.open("rb") as file:  # somebody uses it
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
 
 
 def _copy(source: BinaryIO, file: tempfile._TemporaryFileWrapper[bytes]) -> None:

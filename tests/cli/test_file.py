@@ -31,7 +31,7 @@ from overlay.units.capability import ReadCapability
 from overlay_cli.parser import parse
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Command
+    from tests.cli.conftest import Command, CommandAt
 
 EVIL = "\x1b[2J\u202e"
 CAPABILITY = ReadCapability(32768, 1, bytes(32), bytes(range(32)))
@@ -426,6 +426,36 @@ def test_without_a_terminal_nobody_is_asked(overlay: Command, scripted: Start, t
     os.close(theirs)
     assert (ended.returncode, asked) == (6, [False, False])
     assert QUESTION.encode() not in ended.stderr
+
+
+def test_what_a_killed_put_left_of_stdin_is_removed_by_the_next(
+    overlay: Command, scripted: Start, tmp_path: Path
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    async def put(_args: Anything, _answers: Answers) -> JSON:
+        if started:
+            started.pop().kill()
+        return {}
+
+    scripted({"file.put": Handler(Anything, put)})
+    with subprocess.Popen(
+        overlay.arguments("file", "put", "-"), stdin=subprocess.PIPE, env=overlay.environ
+    ) as process:
+        started.append(process)
+        process.communicate(b"secret")
+    assert process.returncode == -signal.SIGKILL
+    (left,) = overlay.home.glob("stdin-*")
+    assert left.read_bytes() == b"secret"
+    (tmp_path / "plan").touch()
+    assert overlay("file", "put", str(tmp_path / "plan")).code == 0
+    assert not left.exists()
+
+
+def test_what_is_no_home_is_not_tidied(command_at: CommandAt, tmp_path: Path) -> None:
+    (tmp_path / "stdin-notes").touch()
+    assert command_at(tmp_path)("file", "put", str(tmp_path / "stdin-notes")).code == 3
+    assert (tmp_path / "stdin-notes").exists()
 
 
 def limits(answer: dict[str, JSON]) -> Handler[Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from overlay.control.home import Home
+from overlay_cli.spool import scratch_folder
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Command, CommandAt
@@ -218,6 +219,14 @@ def test_a_killed_node_leaves_nothing_in_the_way(overlay: Command, home: Home) -
     assert overlay("status").code == 3
     with up(overlay):
         assert overlay("--json", "chat", "list").lines[0]["session"] == session
+
+
+def test_a_node_that_starts_removes_what_killed_commands_left(overlay: Command, home: Home) -> None:
+    (home.path / "stdin-left").write_bytes(b"left")
+    (home.path / "stdout-left").mkdir()
+    (home.path / "stdout-left" / "content").write_bytes(b"left")
+    with scratch_folder(home.path) as used, up(overlay):
+        assert [*home.path.glob("std*")] == [used]
 
 
 def test_joining_and_being_a_directory_are_remembered(command_at: CommandAt, short_folder: Path) -> None:

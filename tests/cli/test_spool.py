@@ -12,7 +12,7 @@ import pytest
 
 from overlay.errors import MalformedError, StorageError
 from overlay_cli import spool
-from overlay_cli.spool import binary_stdout, scratch_folder, spooled_stdin, write_all
+from overlay_cli.spool import binary_stdout, remove_left, scratch_folder, spooled_stdin, write_all
 
 
 def give(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
@@ -55,6 +55,38 @@ def test_only_what_nobody_uses_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_p
         with spooled_stdin(tmp_path) as other:
             assert (one.read_bytes(), other.read_bytes()) == (b"one", b"other")
         assert list(tmp_path.iterdir()) == [one]
+
+
+def leave(folder: Path) -> None:
+    """Make what commands leave that are killed, and what nobody else calls so."""
+    (folder / "stdin-left").write_bytes(b"left")
+    (folder / "stdout-left").mkdir()
+    (folder / "stdout-left" / "content").write_bytes(b"left")
+
+
+def test_whoever_comes_next_removes_both_kinds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    give(monkeypatch, b"one")
+    leave(tmp_path)
+    with spooled_stdin(tmp_path) as file:
+        assert list(tmp_path.iterdir()) == [file]
+        leave(tmp_path)
+        with scratch_folder(tmp_path) as folder:
+            assert {*tmp_path.iterdir()} == {file, folder}
+            leave(tmp_path)
+            (folder / "content").write_bytes(b"needed")
+            remove_left(tmp_path)
+            assert {*tmp_path.iterdir()} == {file, folder}
+            assert (file.read_bytes(), (folder / "content").read_bytes()) == (b"one", b"needed")
+
+
+def test_what_is_something_else_or_cannot_be_removed_stays(tmp_path: Path) -> None:
+    (tmp_path / "stdin-folder").mkdir()
+    (tmp_path / "stdout-file").touch()
+    (tmp_path / "stdin-link").symlink_to(tmp_path / "stdout-file")
+    before = {*tmp_path.iterdir()}
+    remove_left(tmp_path)
+    assert {*tmp_path.iterdir()} == before
+    remove_left(tmp_path / "none")
 
 
 def test_a_folder_is_there_for_a_while_and_private(tmp_path: Path) -> None:
