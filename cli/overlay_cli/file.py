@@ -19,7 +19,7 @@ from overlay_cli.progress import StatusBlock, counted, duration, size, stands_st
 from overlay_cli.spool import binary_stdout, remove_left, scratch_folder, spooled_stdin, write_all
 
 FOLLOW_INTERVAL = 1.0
-"""Seconds between two looks at the fetches that go on."""
+"""Seconds between two looks at what goes on."""
 MAX_LINK_BYTES = 65_536
 """Bytes read from stdin: twice what a link has."""
 
@@ -62,7 +62,9 @@ def put(options: argparse.Namespace, output: Output) -> int:
             pass
         with spooled_stdin(context.home.path) as spool:
             name = options.name or ""
-            found = context.ask("file.put", path=str(spool), name=name, convergent=options.convergent)
+            found = context.ask(
+                "file.put", path=str(spool), name=name, convergent=options.convergent, spooled=True
+            )
     elif not path.exists():
         raise NotFoundError(f"{path} does not exist")
     elif path.is_dir():
@@ -198,9 +200,9 @@ def remove(options: argparse.Namespace, output: Output) -> int:
 
 
 def status(options: argparse.Namespace, output: Output) -> int:
-    """Show the fetches that go on, once or until Ctrl-C."""
+    """Show what is being fetched and put, once or until Ctrl-C."""
     block = StatusBlock(output.stdout)
-    nothing = ["nothing is being fetched"] if options.follow else []
+    nothing = ["nothing is being fetched or put"] if options.follow else []
     with Context(options, output).node(timeout=ANSWER_TIMEOUT) as node:
         _show_running(node, output, block, nothing)
         while options.follow:
@@ -325,12 +327,16 @@ def _running_lines(found: Mapping[str, JSON]) -> Sequence[str]:
 
 
 def _running_title(found: Mapping[str, JSON]) -> str:
-    """Say what a fetch is: where it goes, or what for where that is no place."""
+    """Say what a fetch is: where it goes, or what for where that is no place; or what is put."""
     match found.get("task"):
         case "pin":
             return f"{_shown(found, 'name') or 'a file without a name'} (to pin it)"
         case "read":
             return f"{_shown(found, 'name') or 'a file without a name'} (to standard output)"
+        case "put" if found.get("path") is None:
+            return f"{_shown(found, 'name') or 'a file without a name'} (from standard input to other nodes)"
+        case "put":
+            return f"{_shown(found, 'path')} (to other nodes)"
         case "chat":
             return f"{_shown(found, 'path')} (posted)"
         case _:

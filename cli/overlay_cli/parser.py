@@ -183,7 +183,7 @@ def _add_file_commands(file: Parser, common: Parser) -> None:
     remove.add_argument("link", metavar="LINK", help="as it was printed; - reads it from stdin")
     info = _add(commands, common, "info", "show what a link says; no node is needed", "file_info:info")
     info.add_argument("link", metavar="LINK", help="as it was printed; - reads it from stdin")
-    status = _add(commands, common, "status", "show the fetches that go on", "file:status")
+    status = _add(commands, common, "status", "show what is being fetched and put", "file:status")
     status.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
     _add_limit_command(commands, common)
 

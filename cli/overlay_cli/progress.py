@@ -153,13 +153,13 @@ def draw(
 
 def stands_still(more: Mapping[str, JSON]) -> bool:
     """Whether nothing comes because no provider is connected: a rate would be that of earlier seconds."""
-    return more.get("circuits") == 0
+    return more.get("circuits") == 0 and more.get("stage") != "storing"
 
 
 def used(more: Mapping[str, JSON]) -> list[str]:
     """Say what a fetch uses: `3 circuits to 2 nodes`, or why none; nothing where there is nothing to say."""
     circuits, providers = more.get("circuits"), more.get("providers")
-    if not isinstance(circuits, int) or not isinstance(providers, int):
+    if not isinstance(circuits, int) or not isinstance(providers, int) or more.get("stage") == "storing":
         return []
     if more.get("stage") == "looking":
         return ["looking at what is there"]

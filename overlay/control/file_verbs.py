@@ -19,6 +19,7 @@ from overlay.files.links import FileLink
 from overlay.files.manifest.paths import MAX_PATH_BYTES
 from overlay.files.pinning.pins import Pin
 from overlay.files.running import Running, Watch
+from overlay.files.service import Files
 from overlay.files.sharing.records import Share
 from overlay.peer.bucket import MAX_RATE, MIN_RATE
 from overlay.peer.storage import MAX_QUOTA
@@ -48,12 +49,13 @@ class ShareArguments(Arguments, frozen=True):
 class PutArguments(Arguments, frozen=True):
     """`path`: the file to store; `name`: what it is called, if not as the file; empty for nothing.
 
-    `convergent`: see `ShareArguments`.
+    `convergent`: see `ShareArguments`; `spooled`: whether the file is there for this alone.
     """
 
     path: AbsolutePath
     name: str | None = None
     convergent: bool = False
+    spooled: bool = False
 
 
 class LinkArguments(Arguments, frozen=True):
@@ -135,8 +137,8 @@ class FileVerbs:
 
     async def put(self, args: PutArguments, answers: Answers) -> JSON:
         """Store a file at other nodes."""
-        files, told = self._runtime.services.files, answers.progress
-        link = await files.put(Path(args.path), args.name, told, convergent=args.convergent)
+        files, told, path = self._runtime.services.files, answers.progress, Path(args.path)
+        link = await files.put(path, args.name, told, convergent=args.convergent, spooled=args.spooled)
         return {"link": link.urn, "name": link.name, "size": link.size, "holders": len(link.providers)}
 
     async def pin(self, args: LinkArguments, answers: Answers) -> JSON:
@@ -198,8 +200,9 @@ class FileVerbs:
         }
 
     async def status(self, _args: NoArguments, answers: Answers) -> JSON:
-        """The fetches that go on, one an item."""
-        for running in tuple(self._runtime.services.files.running):
+        """The fetches that go on, then the puts, one an item."""
+        files = self._runtime.services.files
+        for running in (*files.running, *files.puts):
             await answers.item(_running(running))
         return None
 
@@ -207,15 +210,18 @@ class FileVerbs:
         """Change the limits of the node, or of one fetch, and tell those of the node.
 
         Raises:
-            MalformedError: a fetch is to have a limit that only a node has.
+            MalformedError: a fetch is to have a limit that only a node has, or none is given.
             NotFoundError: nothing is being fetched to the path.
             StorageError: the disk does not work.
         """
         node, files = self._runtime.services.node, self._runtime.services.files
         if args.path is not None:
             if args.up is not UNSET or args.disk is not UNSET or args.down is UNSET:
-                raise MalformedError("a fetch is limited down, and not up, nor its disk")
-            files.running.limit(Path(args.path), args.down)
+                raise MalformedError(
+                    "with a path give --down, the limit of the fetch to it, and nothing else: "
+                    "--up and --disk are limits of the whole node"
+                )
+            _limit_fetch(files, Path(args.path), args.down)
             return {"path": args.path, "down": args.down}
         chunks, storage = node.chunks, node.storage
         if args.up is not UNSET:
@@ -231,6 +237,12 @@ class FileVerbs:
             "others": (await storage.usage()).bytes,
             "evicted": evicted,
         }
+
+
+def _limit_fetch(files: Files, path: Path, rate: int | None) -> None:
+    if path in {put.path for put in files.puts} - {fetch.path for fetch in files.running}:
+        raise NotFoundError(f"{path} is being put, not fetched: --up without a path limits what is stored")
+    files.running.limit(path, rate)
 
 
 async def check_destination(path: str) -> None:
@@ -291,7 +303,7 @@ def _running(running: Running) -> JSON:
 
 
 def _figures(running: Running) -> dict[str, JSON]:
-    snapshot = running.snapshot
+    snapshot = running.snapshot if running.look is None else running.look()
     return {
         "rate": 0 if snapshot is None else round(snapshot.rate),
         "left": None if snapshot is None or snapshot.seconds_left is None else round(snapshot.seconds_left),
@@ -299,7 +311,7 @@ def _figures(running: Running) -> dict[str, JSON]:
         "providers": 0 if snapshot is None else snapshot.providers,
         "chunks": 0 if snapshot is None else snapshot.outstanding,
         "liars": [str(node) for node in running.liars],
-        "stage": _stage(snapshot),
+        "stage": "storing" if running.task == "put" else _stage(snapshot),
     }
 
 

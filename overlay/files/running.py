@@ -1,4 +1,4 @@
-"""The fetches that go on: what `overlay file status` shows of each, and what limits it."""
+"""The fetches and puts that go on: what `overlay file status` shows of each, and what limits a fetch."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from overlay.files.engine.actions import Snapshot
 from overlay.identity import NodeIdentifier
 from overlay.peer.limits import Limiter
 
-Task = Literal["get", "read", "pin", "chat"]
-"""What a fetch is for: a file or folder, content that is handed on, a pin, a file that was posted."""
+Task = Literal["get", "read", "pin", "chat", "put"]
+"""What a fetch is for: a file or folder, content that is handed on, a pin, a posted file. Or that it puts."""
 
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A fetch that goes on.
+    """A fetch that goes on, or a put.
 
     Attributes:
         task: what it is for.
-        name: what it is called that is fetched; empty if nobody said.
-        path: where it will be; None where it becomes no file.
+        name: what it is called that is fetched or put; empty if nobody said.
+        path: where it will be, or what is put; None where it becomes no file, or is no file of the user's.
         size: its bytes; None while that is not known.
-        present: bytes that are there already.
+        present: bytes that are there already; of a put, that others keep already.
         snapshot: how the transfer stands; None before it has begun.
         limit: how fast it may be; may be changed.
         liars: nodes that sent something else than was asked for.
+        look: tells the snapshot anew where nothing else does between two steps.
     """
 
     task: Task
@@ -40,6 +41,7 @@ class Running:
     snapshot: Snapshot | None = None
     limit: Limiter = field(default_factory=Limiter)
     liars: Collection[NodeIdentifier] = ()
+    look: Callable[[], Snapshot] | None = None
 
 
 Watch = Callable[[Running], None]
@@ -62,17 +64,21 @@ def reporting(running: Running, watch: Watch | None) -> Step:
     return step
 
 
-class Fetches(list[Running]):
-    """All that go on on a node, in the order of their beginning."""
+class Shown(list[Running]):
+    """All of a kind that go on on a node, in the order of their beginning."""
 
     @contextmanager
     def showing(self, running: Running) -> Iterator[Running]:
-        """Count a fetch among them for the length of a block."""
+        """Count one among them for the length of a block."""
         self.append(running)
         try:
             yield running
         finally:
             self.remove(running)
+
+
+class Fetches(Shown):
+    """All fetches that go on on a node."""
 
     @contextmanager
     def watching(self, watch: Watch) -> Iterator[Watch]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import anyio
+
 from overlay.database import Database
 from overlay.errors import MalformedError, NotFoundError, RefusedError, VerificationError
 from overlay.files.disk.paths import check_free, is_folder
@@ -19,11 +21,11 @@ from overlay.files.folders.order import Order
 from overlay.files.links import MAX_PROVIDERS, FileLink
 from overlay.files.pinning.pin import pin_link
 from overlay.files.pinning.pins import PINS_SCHEMA, Pin, Pins
-from overlay.files.running import Fetches, Running, Watch, reporting
+from overlay.files.running import Fetches, Running, Shown, Watch, reporting
 from overlay.files.sharing.folder_shares import SharedFolder, manifest_bytes, share_folder
 from overlay.files.sharing.records import Share
 from overlay.files.sharing.shares import SHARES_SCHEMA, Progress, Shares
-from overlay.files.storing import store_file
+from overlay.files.storing import noting, store_file
 from overlay.locators import MAX_CLOCK_SKEW, LocatorRecord
 from overlay.peer.limits import Limiter
 from overlay.peer.node import Node
@@ -45,10 +47,12 @@ class Files:
 
     Attributes:
         running: fetches that go on, in the order of their beginning.
+        puts: puts that go on, likewise.
     """
 
     def __init__(self, node: Node, database: Database) -> None:
         self.running = Fetches()
+        self.puts = Shown()
         self._node = node
         self._shares = Shares(database, entropy=node.entropy, clock=node.clock)
         self._pins = Pins(database, node.storage, node.clock)
@@ -131,14 +135,16 @@ class Files:
         progress: Progress | None = None,
         *,
         convergent: bool = False,
+        spooled: bool = False,
     ) -> FileLink:
         """Store a file at other nodes, so that it can be fetched when this one has left.
 
         Args:
             path: a regular file.
             name: what it is called, if not as the file; empty for nothing.
-            progress: told after each step.
+            progress: told at the beginning and after each step.
             convergent: whether the same file gives everybody the same capability; see `Shares.add`.
+            spooled: whether it is there for this alone: then its path says nothing to anybody.
 
         Returns:
             a link that names the nodes that keep it.
@@ -149,7 +155,10 @@ class Files:
         """
         called = path.name if name is None else name
         safe = safe_basename(called) if called else ""
-        stored = await store_file(self._node, path, progress, most=MAX_PROVIDERS, convergent=convergent)
+        running = Running("put", safe, None if spooled else path, None)
+        with self.puts.showing(running):
+            note = noting(running, progress, anyio.current_time)
+            stored = await store_file(self._node, path, note, most=MAX_PROVIDERS, convergent=convergent)
         records = [self._node.locators.known(holder) for holder in stored.holders]
         return FileLink(
             stored.capability,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,9 @@ from overlay.errors import (
     TransportUnavailableError,
     UnreachableError,
 )
+from overlay.files.engine.actions import Snapshot
+from overlay.files.engine.steps import Steps
+from overlay.files.running import Running
 from overlay.files.sharing.shares import Progress
 from overlay.identity import NodeIdentifier
 from overlay.peer.chunks import BATCH_CHUNKS
@@ -103,6 +106,26 @@ class _Holders:
         done.append(holder)
 
 
+def noting(running: Running, watch: Progress | None, clock: Callable[[], float]) -> Progress:
+    """Make what notes each step of a put, the first of which begins now, and tells `watch` of it."""
+    steps = Steps(clock())
+
+    def look() -> Snapshot:
+        rate = steps.rate(clock())
+        left = (running.size - running.present) / rate if running.size is not None and rate else None
+        return Snapshot(running.present, rate, left, circuits=0, providers=0, outstanding=0)
+
+    def step(done: int, size: int) -> None:
+        if done:  # what comes before the first step is no step
+            steps.add(done - running.present, clock())
+        running.present, running.size = done, size
+        if watch is not None:
+            watch(done, size)
+
+    running.look = look
+    return step
+
+
 async def store_file(
     node: Node, path: Path, progress: Progress | None = None, *, most: int, convergent: bool = False
 ) -> Stored:
@@ -111,7 +134,7 @@ async def store_file(
     Args:
         node: whose peers keep the chunks, never itself.
         path: a regular file.
-        progress: told after each batch.
+        progress: told at the beginning and after each batch.
         most: holders that can be told of; where one fails, another takes its place up to this number.
         convergent: whether that secret is the one everybody knows; see `Shares.add`.
 
@@ -146,6 +169,8 @@ async def _encode(
     file: anyio.AsyncFile[bytes], size: int, encoder: Encoder, holders: _Holders, progress: Progress | None
 ) -> None:
     done = 0
+    if progress is not None:
+        progress(0, size)
     while done <= size and (piece := await file.read(PIECE_BYTES)):
         await _store_all(holders, encoder.feed(piece))
         done += len(piece)

@@ -191,6 +191,9 @@ def test_status(overlay: Command, scripted: Start) -> None:
         for task in ("get", "chat", "pin", "read"):
             path = RUNNING["path"] if task in {"get", "chat"} else None
             await answers.item({**RUNNING, "task": task, "name": f"{task}{EVIL}", "path": path})
+        storing = {**RUNNING, "task": "put", "circuits": 0, "providers": 0, "chunks": 0, "stage": "storing"}
+        await answers.item({**storing, "name": "plan"})
+        await answers.item({**storing, "name": EVIL, "path": None, "present": 0, "rate": 0, "left": None})
         return None
 
     scripted({"file.status": Handler(Anything, status), "file.limit": limits(FULL)})
@@ -214,6 +217,10 @@ def test_status(overlay: Command, scripted: Start) -> None:
         FIGURES_LINE,
         "read\\x1b[2J\\u202e (to standard output)",
         FIGURES_LINE,
+        "/tmp/plan (to other nodes)",  # noqa: S108 - nothing is written
+        "  1.0 MiB of 4.0 MiB, 1.0 MiB/s, 3 s left",
+        "\\x1b[2J\\u202e (from standard input to other nodes)",
+        "  0 B of 4.0 MiB, 0 B/s",
         "disk 1.0 GiB: 8.0 MiB pinned, 1.0 KiB kept for others",
     ]
     first, *_others = overlay("--json", "file", "status").lines
@@ -450,6 +457,22 @@ def test_what_a_killed_put_left_of_stdin_is_removed_by_the_next(
     (tmp_path / "plan").touch()
     assert overlay("file", "put", str(tmp_path / "plan")).code == 0
     assert not left.exists()
+
+
+def test_only_a_copy_of_stdin_is_a_path_that_says_nothing(
+    overlay: Command, scripted: Start, tmp_path: Path
+) -> None:
+    asked: list[tuple[bool, bool]] = []
+
+    async def put(args: PutArguments, _answers: Answers) -> JSON:
+        asked.append((args.spooled, Path(args.path).name.startswith("stdin-")))
+        return {}
+
+    scripted({"file.put": Handler(PutArguments, put)})
+    (tmp_path / "plan").touch()
+    assert overlay("file", "put", str(tmp_path / "plan")).code == 0
+    assert overlay("file", "put", "-").code == 0
+    assert asked == [(False, False), (True, True)]
 
 
 def test_what_is_no_home_is_not_tidied(command_at: CommandAt, tmp_path: Path) -> None:

@@ -348,8 +348,10 @@ async def test_limits_are_set_one_by_one_and_removed(pair: tuple[Caller, Caller]
     assert await limit(up=None) == (None, 131_072)
     with pytest.raises(NotFoundError, match="nothing is being fetched"):
         await ann.call("file.limit", path="/nothing", down=65_536)
-    for wrong in ({"up": 65_536}, {"down": 65_536, "disk": 0}):
-        with pytest.raises(MalformedError, match="limited down"):
+    for wrong in ({}, {"up": 65_536}, {"down": 65_536, "disk": 0}):
+        with pytest.raises(
+            MalformedError, match="with a path give --down, the limit of the fetch to it, and"
+        ):
             await ann.call("file.limit", path="/nothing", **wrong)
 
 
@@ -449,6 +451,43 @@ async def test_a_pin_is_shown_while_it_runs(pair: tuple[Caller, Caller], tmp_pat
     assert await bob.items("file.status") == []
     (item,) = await bob.items("file.list")
     assert item["pinned"]
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+async def test_a_put_is_shown_while_it_runs(
+    pair: tuple[Caller, Caller], tmp_path: Path, *, spooled: bool
+) -> None:
+    _, bob = pair
+    source = anyio.Path(tmp_path / "a.bin")
+    await source.write_bytes(bytes(range(256)) * 12_288)
+    await bob.call("file.limit", up=2 << 20)  # steps are of half of that
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: bob.call("file.put", path=str(source), spooled=spooled))
+        status: list[Any] = []
+        while not status or not status[0]["present"]:
+            await anyio.sleep(0.01)
+            status = await bob.items("file.status")
+        (shown,) = status
+        assert 0 < shown.pop("present") < 3 << 20
+        assert shown.pop("rate") > 0
+        assert shown.pop("left") >= 0
+        assert shown == {
+            "task": "put",
+            "name": "a.bin",
+            "path": None if spooled else str(source),
+            "size": 3 << 20,
+            "circuits": 0,
+            "providers": 0,
+            "chunks": 0,
+            "liars": [],
+            "stage": "storing",
+            "limit": None,
+        }
+        said = "nothing is being fetched to" if spooled else "is being put, not fetched: --up without a path"
+        with pytest.raises(NotFoundError, match=said):
+            await bob.call("file.limit", path=str(source), down=65_536)
+        await bob.call("file.limit", up=None)
+    assert await bob.items("file.status") == []
 
 
 async def test_a_fetch_of_the_chat_is_shown_and_limited_while_it_runs(

@@ -13,7 +13,9 @@ import anyio
 import pytest
 
 from overlay.errors import NotFoundError, RefusedError, TransportUnavailableError, UnreachableError
-from overlay.files.storing import COPIES, PIECE_BYTES, Stored, store_file
+from overlay.files.engine.actions import Snapshot
+from overlay.files.running import Running
+from overlay.files.storing import COPIES, PIECE_BYTES, Stored, noting, store_file
 from overlay.identity import NodeIdentifier
 from overlay.peer.chunks import BATCH_CHUNKS
 from overlay.peer.node import Node
@@ -101,8 +103,26 @@ async def test_every_chunk_is_stored_twice(tmp_path: Path, size: int) -> None:
     assert not world.kept[holder(3)]
     assert max(world.batches) <= BATCH_CHUNKS
     assert steps == sorted(steps)
-    assert steps[-1:] == ([(size, size)] if size else [])
+    assert (steps[0], steps[-1]) == ((0, size), (size, size))
     assert world.read(stored) == path.read_bytes()
+
+
+def test_a_put_is_told_as_it_stands_when_somebody_looks() -> None:
+    now = 50.0
+    told: list[tuple[int, int]] = []
+    running = Running("put", "photo.jpg", Path("photo.jpg"), None)
+    step = noting(running, lambda done, size: told.append((done, size)), lambda: now)
+    assert running.look is not None
+    assert (running.look().rate, running.look().seconds_left) == (0.0, None)
+    now += 2
+    step(0, 4000)
+    assert (running.present, running.size, running.look().rate) == (0, 4000, 0.0)
+    now += 2
+    step(1000, 4000)
+    assert told == [(0, 4000), (1000, 4000)]
+    assert running.look() == Snapshot(1000, 250.0, 12.0, circuits=0, providers=0, outstanding=0)
+    now += 8  # twice as long as the step before
+    assert running.look() == Snapshot(1000, 125.0, 24.0, circuits=0, providers=0, outstanding=0)
 
 
 async def test_equal_files_are_not_told_from_their_chunks(tmp_path: Path) -> None:
