@@ -1,8 +1,12 @@
-"""Ending a command that runs in the foreground."""
+"""Ending a command by a signal."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 import anyio
 
@@ -15,3 +19,22 @@ async def wait_for_signal() -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             break
+
+
+@contextmanager
+def cleaning_up() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as an error would for the length of a block, which then cleans up.
+
+    Raises:
+        SystemExit: one of them came; the exit code is 128 and its number, as shells have it.
+    """
+    before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overlay.errors import MalformedError, StorageError
+from overlay_cli.signals import cleaning_up
 
 MAX_STDIN_BYTES = 16 << 30
 """Bytes that stdin may have: 16 GiB, for which there must be room on the home's disk."""
@@ -42,7 +43,7 @@ def spooled_stdin(folder: Path) -> Iterator[Path]:
     """
     if sys.stdin is None:  # whoever started the command closed it
         raise MalformedError("stdin is closed: give the file as PATH, or something to read it from")
-    with ExitStack() as stack:
+    with cleaning_up(), ExitStack() as stack:
         try:
             file = stack.enter_context(_make(folder))
             _copy(sys.stdin.buffer, file)
@@ -63,15 +64,16 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
     Raises:
         StorageError: it cannot be made.
     """
-    try:
-        path, lock = _make_scratch(folder)
-    except OSError as error:
-        raise StorageError(f"what goes to stdout cannot be kept in {folder}: {error.strerror}") from error
-    try:
-        yield path
-    finally:
-        _remove_scratch(path)
-        os.close(lock)
+    with cleaning_up():
+        try:
+            path, lock = _make_scratch(folder)
+        except OSError as error:
+            raise StorageError(f"what goes to stdout cannot be kept in {folder}: {error.strerror}") from error
+        try:
+            yield path
+        finally:
+            _remove_scratch(path)
+            os.close(lock)
 
 
 def remove_left(folder: Path) -> None:

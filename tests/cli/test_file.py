@@ -435,6 +435,30 @@ def test_without_a_terminal_nobody_is_asked(overlay: Command, scripted: Start, t
     assert QUESTION.encode() not in ended.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_put_that_is_ended_leaves_nothing_of_stdin(
+    overlay: Command, scripted: Start, number: signal.Signals
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    seen: list[bytes] = []
+
+    async def put(args: PutArguments, _answers: Answers) -> JSON:
+        seen.append(Path(args.path).read_bytes())  # noqa: ASYNC240 - of a test
+        started.pop().send_signal(number)
+        await anyio.sleep_forever()
+        return {}
+
+    scripted({"file.put": Handler(PutArguments, put)})
+    with subprocess.Popen(
+        overlay.arguments("file", "put", "-"), stdin=subprocess.PIPE, env=overlay.environ
+    ) as process:
+        started.append(process)
+        process.communicate(b"secret")
+    assert process.returncode == 128 + number
+    assert seen == [b"secret"]
+    assert list(overlay.home.glob("stdin-*")) == []
+
+
 def test_what_a_killed_put_left_of_stdin_is_removed_by_the_next(
     overlay: Command, scripted: Start, tmp_path: Path
 ) -> None:

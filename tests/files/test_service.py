@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 
 from overlay.channel.driver import Channel
@@ -110,15 +111,20 @@ class Liar(ChunkSource):
     """Tells the truth about one chunk, at most."""
 
     def __init__(self, known: bytes = b"", chunk: bytes | None = None) -> None:
+        self.asked = anyio.Event()
         self._known = known
         self._chunk = chunk
 
     async def get(self, references: Sequence[bytes]) -> Sequence[bytes | None]:
+        self.asked.set()
         return [self._chunk if reference == self._known else bytes(32_768) for reference in references]
 
 
-@pytest.mark.parametrize("source", [Absent(), Liar()], ids=["absent", "lied"])
-async def test_what_comes_of_a_fetch_changes_nobodys_score(tmp_path: Path, source: ChunkSource) -> None:
+@pytest.mark.parametrize("make", [Absent, Liar], ids=["absent", "lied"])
+async def test_what_comes_of_a_fetch_changes_nobodys_score(
+    tmp_path: Path, make: Callable[[], ChunkSource]
+) -> None:
+    source = make()
     world = World(4, latency=Latency(0.001))
     data = random.Random(2).randbytes(2_000_000)
     (tmp_path / "plan").write_bytes(data)
@@ -150,12 +156,14 @@ async def test_who_lied_about_one_file_of_a_folder_is_not_asked_for_the_others(
         )
     async with (
         person(world, "alice") as (alice, files),
-        person(world, "bob") as (_, theirs),
+        person(world, "bob") as (bob, theirs),
         person(world, "mallory") as (mallory, _),
     ):
         link, _ = await theirs.share_folder(tmp_path / "garden")
         link = replace(link, providers=(mallory.record.encoded, *link.providers))
-        mallory.chunks.sources[:] = [Liar()]
+        liar = Liar()
+        mallory.chunks.sources[:] = [liar]
+        bob.chunks.sources[:] = [After(liar.asked, theirs._shares.chunks)]
         opened: list[NodeIdentifier] = []
         circuit = alice.channels.circuit
 
@@ -224,6 +232,18 @@ async def test_what_came_of_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
         with pytest.raises(NotFoundError, match=r"shared again; what came is kept in .*\.part$"):
             await files.get(link, tmp_path / "copy")
     assert sum(path.suffix == ".part" for path in hidden(tmp_path)) == 1
+
+
+class After(ChunkSource):
+    """Has what another has, after an event."""
+
+    def __init__(self, event: anyio.Event, source: ChunkSource) -> None:
+        self._event = event
+        self._source = source
+
+    async def get(self, references: Sequence[bytes]) -> Sequence[bytes | None]:
+        await self._event.wait()
+        return await self._source.get(references)
 
 
 class Half(ChunkSource):
