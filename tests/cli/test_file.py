@@ -28,6 +28,7 @@ from overlay.locators import LocatorRecord, parse_locator
 from overlay.peer.storage import MAX_QUOTA
 from overlay.testing.nodes import World
 from overlay.units.capability import ReadCapability
+from overlay_cli.output import printable
 from overlay_cli.parser import parse
 
 if TYPE_CHECKING:
@@ -708,3 +709,30 @@ def test_without_the_library_of_codes_nothing_is_shared(
     assert home.exists
     assert (done.code, done.out) == (4, "")
     assert "pip install 'overlay-p2p[qr]'" in done.err
+
+
+def test_what_is_removed_and_what_a_folder_still_offers(overlay: Command, scripted: Start) -> None:
+    async def remove(_args: Anything, _answers: Answers) -> JSON:
+        return {"name": "plan", "paths": ["/a/plan", EVIL], "within": ["/b"]}
+
+    scripted({"file.remove": Handler(Anything, remove)})
+    done = overlay("file", "remove", CAPABILITY.urn)
+    assert done.out == f"not offered any more: /a/plan, {printable(EVIL)}\n"
+    assert EVIL not in done.out
+    assert done.err == "a shared folder has it still, as a part, and offers it: /b\n"
+
+
+def test_what_is_convergent_is_marked(overlay: Command, scripted: Start) -> None:
+    async def offers(_args: Anything, answers: Answers) -> JSON:
+        for convergent, problem in ((True, None), (True, "gone"), (False, None)):
+            offer: dict[str, JSON] = {"name": "plan", "size": 5, "path": "/plan", "link": "urn:x", "added": 7}
+            await answers.item({**offer, "problem": problem, "pinned": False, "convergent": convergent})
+        return None
+
+    scripted({"file.list": Handler(Anything, offers)})
+    lines = overlay("file", "list").out.splitlines()[::2]
+    assert [line.strip() for line in lines] == [
+        "5 B  /plan  (convergent)",
+        "5 B  /plan  (gone, convergent)",
+        "5 B  /plan",
+    ]
