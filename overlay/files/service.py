@@ -237,8 +237,8 @@ class Files:
             TransportUnavailableError: nobody could be, because none of this node's transports works.
             VerificationError: those who answered sent something else.
             StorageError: the disk is full or fails.
-            Failed or cancelled, what came is kept and the next attempt goes on; but nothing of what is no
-            content.
+            Failed or cancelled, what came is kept and the next attempt goes on. Of what is no content nothing
+            is kept, unless an earlier attempt had left some.
         """
         if link.kind == "folder":
             raise RefusedError("this link is one of a folder, not of a file")
@@ -249,9 +249,11 @@ class Files:
         async with open_target(path, link.capability, size=link.size, overwrite=overwrite) as target:
             with self._fetching(running, link):
                 report, pace = _report(running, target, progress), self._pace(running)
+                candidates = self._candidates(link)
                 try:
-                    await gather(self._node, target, self._candidates(link), report, pace)
-                except (NotFoundError, VerificationError) as error:  # the same command may never go on
+                    await gather(self._node, target, candidates, report, pace)
+                except (MalformedError, NotFoundError, VerificationError) as error:
+                    # The same command may never go on.
                     raise type(error)(f"{error}{target.remains}") from error
             await target.finish()
         return path, target.tree.present

@@ -255,7 +255,7 @@ class Chunks:
         """Gather the chunks of a request to store.
 
         Raises:
-            MalformedError: they are none, or too many.
+            MalformedError: they are no chunks, or too many.
         """
         async with aclosing(delivery.parts()) as parts:
             while True:

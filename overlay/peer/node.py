@@ -182,7 +182,8 @@ class Node:
             clock=clock,
         )
         self._directory = self._serve_directory(database) if options.directory else None
-        self._client = self._join_directory(options.join) if options.join else None
+        join = options.join
+        self._client = self._join_directory(join, hidden=layer.anonymous) if join else None
         self._register = self._keep_registered(self._client) if self._client else None
 
     def _serve_directory(self, database: Database) -> Directory:
@@ -194,7 +195,7 @@ class Node:
             clock=self.clock,
         )
 
-    def _join_directory(self, record: LocatorRecord) -> DirectoryClient:
+    def _join_directory(self, record: LocatorRecord, *, hidden: bool) -> DirectoryClient:
         client = DirectoryClient(
             record,
             push=self.push,
@@ -202,6 +203,7 @@ class Node:
             accept=self.accept,
             locators=self.locators,
             clock=self.clock,
+            hidden=hidden,
         )
         client.observers.append(lambda _: self._tell_changed())
         self.locators.resolvers.append(client.find_node)

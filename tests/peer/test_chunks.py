@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 
@@ -10,7 +11,14 @@ import anyio
 import pytest
 
 from overlay.channel.driver import Channel
-from overlay.errors import MalformedError, NotFoundError, RefusedError, UnreachableError, VerificationError
+from overlay.errors import (
+    ClosedError,
+    MalformedError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+    VerificationError,
+)
 from overlay.locators import memory_locator
 from overlay.peer import dialling
 from overlay.peer.accept import MAX_STREAMS_OF_CHANNEL, Delivery, Reply
@@ -552,3 +560,27 @@ async def test_a_tree_that_is_gone_when_its_turn_comes_is_no_lie() -> None:
             with pytest.raises(NotFoundError, match="does not know the tree"):
                 await alice.chunks.unfold_over(circuit, bytes(32), 1)
         assert asked == [1]  # once, and in its turn
+
+
+async def test_an_error_holds_none_of_the_chunks_that_were_to_be_stored() -> None:
+    async with nodes("bob") as (bob,):
+        delivery = Broken(None, STORE, b"")
+        with pytest.raises(ClosedError) as caught:
+            await bob.chunks._receive_store(delivery)
+        frames = [frame.f_locals for frame, _ in traceback.walk_tb(caught.tb)]
+        held = [local["chunks"] for local in frames if "chunks" in local]
+        assert delivery.sent
+        assert held
+        assert held == [[]] * len(held)
+
+
+class Broken(Delivery):
+    """Brings some chunks and is gone."""
+
+    sent = False
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        for chunk in chunks(3):
+            yield chunk
+        object.__setattr__(self, "sent", True)
+        raise ClosedError("gone")

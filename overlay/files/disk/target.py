@@ -56,11 +56,17 @@ class Target:
         self._turn = anyio.Lock()
         self._failure = ""
         self._is_ill_formed = False
+        self._is_new = files.empty
 
     @property
     def remains(self) -> str:
         """What to say of what is kept when the fetch ends now, to follow an error; empty if nothing is."""
-        return f"; what came is kept{self._files.hint}" if self.tree.present else ""
+        is_kept = self.tree.present and not self._is_useless
+        return f"; what came is kept{self._files.hint}" if is_kept else ""
+
+    @property
+    def _is_useless(self) -> bool:
+        return self._is_ill_formed and self._is_new
 
     def take(self, reference: bytes, data: bytes) -> int:
         """Verify a chunk and keep it in memory until the next `flush`: call that after every few.
@@ -70,7 +76,8 @@ class Target:
 
         Raises:
             VerificationError: see `TreeReader.receive`; nothing of the chunk was kept.
-            MalformedError: see there. In the end nothing at all is kept: no chunk would make it this content.
+            MalformedError: see there. In the end nothing is kept of a fetch that began with nothing: no chunk
+                would make it this content. What an earlier fetch left stays: it may have been told better.
         """
         nodes = [self.tree.number(place) for place in self.tree.places(reference) if place.level]
         try:
@@ -135,10 +142,10 @@ class Target:
     async def leave(self) -> None:
         """Write what was taken and not flushed, where that is possible: the last that `open_target` does.
 
-        Of ill-formed content everything is removed instead.
+        Of ill-formed content everything is removed instead, unless some was there before.
         """
         with suppress(StorageError):  # nobody needs to know: it is missing next time, and fetched then
-            if self._is_ill_formed:
+            if self._is_useless:
                 await self.discard()
             elif not self._failure:
                 await self._write()
@@ -206,7 +213,7 @@ async def open_target(
     """Begin to fetch a file, or go on with it: what an earlier run left is verified first.
 
     That takes a second for 0.3 GB. Left without `Target.finish`, also by an error or cancelled, everything is
-    kept for the next time, unless it turned out to be ill-formed.
+    kept for the next time, unless it began with nothing and turned out to be ill-formed.
 
     Args:
         path: where the file will be, in a folder that exists.

@@ -26,6 +26,9 @@ BARREN_PAUSE = 10.0
 """Seconds until a provider that had nothing of what it was asked for is asked for other chunks; doubled each
 time in a row. It may have a part that is not wanted yet."""
 
+MAX_ACCUSED = 3
+"""Liars that an error names."""
+
 MAX_DOUBLINGS = 5
 """A pause is doubled at most so often: 32 times the first."""
 
@@ -41,6 +44,13 @@ class Past:
 
     useful: set[NodeIdentifier] = field(default_factory=set)
     liars: set[NodeIdentifier] = field(default_factory=set)
+
+    @property
+    def accusation(self) -> str:
+        """Say who lied, for an error; empty if nobody did."""
+        names = sorted(map(str, self.liars))
+        more = f" and {len(names) - MAX_ACCUSED} more" if len(names) > MAX_ACCUSED else ""
+        return f"{', '.join(names[:MAX_ACCUSED])}{more} sent something else" if names else ""
 
 
 @dataclass(frozen=True, slots=True)

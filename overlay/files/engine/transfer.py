@@ -252,8 +252,7 @@ class Transfer:
         self._schedule.end(request)
         if lied:
             self._providers.lied(request.provider)
-            for each in [it for it in self._circuits.values() if it.provider == request.provider]:
-                self._close(each)
+            self._due = True  # all its circuits are closed
             return
         if now < circuit.rests_until:
             return  # requests that fail together, for example because their circuit dies, have failed once
@@ -282,6 +281,9 @@ class Transfer:
     def _review(self) -> None:
         """Look at the circuits: which are over, which do not pay, and how many more would."""
         self._give_up_stalled()
+        liars = set(self._providers.liars)  # some may have lied to another transfer of the same fetch
+        for circuit in [it for it in self._circuits.values() if it.provider in liars]:
+            self._close(circuit)
         if self._others and not self.done and self._providers.verdict is not None:
             for provider in self._others:
                 self._providers.add(provider)

@@ -30,9 +30,6 @@ from overlay.identity import NodeIdentifier
 from overlay.peer.node import Node
 from overlay.units.eris import chunk_reference
 
-MAX_SHOWN = 3
-"""Nodes that an error names."""
-
 FLUSH_CHUNKS = 16
 """Chunks of one request that are written together: half a MiB, so that steps of threads are not felt."""
 
@@ -131,15 +128,14 @@ class _Driver:
 
     def why(self, reason: Reason, candidates: Candidates) -> OverlayError:
         """Say why the transfer failed, as far as that helps whoever wanted it."""
+        lie = candidates.past.accusation
         if reason is Reason.LIED:
-            liars = sorted(map(str, candidates.past.liars))
-            more = f" and {len(liars) - MAX_SHOWN} more" if len(liars) > MAX_SHOWN else ""
-            names = ", ".join(liars[:MAX_SHOWN]) + more
-            return VerificationError(f"whoever was asked sent something else ({names}): ask for another link")
+            return VerificationError(f"{lie} than was asked for: ask for another link")
         refusals = [self._refusals.get(node) for node in candidates.named]
         if reason is Reason.UNREACHABLE and refusals and all(refusals):  # no later time helps
             return UnreachableError(str(refusals[0]))
-        return _FAILURES[reason]
+        failure = _FAILURES[reason]
+        return type(failure)(f"{failure}; {lie}") if lie else failure
 
     def _do(self, action: Open | Ask | Close, tasks: TaskGroup) -> None:
         match action:

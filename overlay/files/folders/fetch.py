@@ -134,9 +134,13 @@ class FolderFetch:
             self._tell(None)
             await to_thread.run_sync(landing.check_room, found.lacking.total() - found.kept)
             await inventory.make_folders()
-            await self._go_through(Fetching, found.lacking, inventory, supply)
+            try:
+                await self._go_through(Fetching, found.lacking, inventory, supply)
+            except MalformedError:  # one of its files is no content: nobody can fetch all of it
+                await manifest.discard()
+                raise
             if self.missing.files:
-                raise self.missing.error(found.files)
+                raise self.missing.error(found.files, self._candidates.past.accusation)
             await manifest.discard()
         return found
 

@@ -59,11 +59,12 @@ class Missing:
         self._may_come = self._may_come or isinstance(error, UnreachableError)
         self._is_lied_about = self._is_lied_about or isinstance(error, VerificationError)
 
-    def error(self, wanted: int) -> OverlayError:
+    def error(self, wanted: int, lie: str) -> OverlayError:
         """Say what is missing.
 
         Args:
             wanted: how many files were asked for.
+            lie: see `Past.accusation`.
         """
         more = self.files - len(self._names)
         names = ", ".join(self._names) + (f" and {more} more" if more else "")
@@ -75,12 +76,11 @@ class Missing:
             )
         if self._is_lied_about:
             return VerificationError(
-                f"{begin} because those who should have them sent something else, {names}: "
-                "the others are here, ask for another link"
+                f"{begin} because {lie}, {names}: the others are here, ask for another link"
             )
         return NotFoundError(
             f"{begin} from anybody any more, {names}: the others are here, "
-            "and the same command brings the rest where it is to be had again"
+            f"and the same command brings the rest where it is to be had again{'; ' if lie else ''}{lie}"
         )
 
 
@@ -149,7 +149,7 @@ async def try_alone(
                 await fetch(target, meeting)
             bundle.look(target)
         except (NotFoundError, UnreachableError, VerificationError) as error:
-            if not meeting.met:
+            if not (meeting.met or isinstance(error, VerificationError)):
                 raise
             missing.judge(error)
             bundle.give_up(target)

@@ -109,8 +109,7 @@ class Pass(ABC):
         Raises:
             NotFoundError: nobody is known who may have them.
             UnreachableError: not one of those was reached.
-            VerificationError: all who may have them have lied before.
-            OverlayError: any other that `Supply.bring` raises.
+            OverlayError: any other that `Supply.bring` raises, but `VerificationError`.
         """
         bundle = self._bundle
         await bundle.begun.wait()
@@ -118,13 +117,16 @@ class Pass(ABC):
             meeting = Meeting(self._report)
             try:
                 await self._supply.bring(bundle, meeting, bundle.bell)
-            except (NotFoundError, UnreachableError, VerificationError) as error:
+                continue
+            except VerificationError as error:  # of whom was met, now or in an earlier transfer
+                self._missing.judge(error)
+                all_answered = True
+            except (NotFoundError, UnreachableError) as error:
                 if not meeting.met:
                     raise
-                if isinstance(error, VerificationError):
-                    self._missing.judge(error)
-                if isinstance(error, UnreachableError) or not await give_up_absent(bundle, meeting.absent):
-                    await try_alone(bundle, self._missing, self._supply.bring, self._report)
+                all_answered = isinstance(error, NotFoundError)
+            if not (all_answered and await give_up_absent(bundle, meeting.absent)):
+                await try_alone(bundle, self._missing, self._supply.bring, self._report)
 
 
 class Comparing(Pass):

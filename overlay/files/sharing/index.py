@@ -1,4 +1,4 @@
-"""The tables of shares: what is offered. Used by `shares`, `share_writer` and `shared_chunks` only.
+"""The tables of shares: what is offered. Used by `shares`, `writer` and `chunks` only.
 
 A share has one row of its own, one for each leaf (its reference, number and key, some 80 bytes) and one for
 each node of its tree (the encrypted chunk itself, 1/512 of the content). A row of `shares` says whether

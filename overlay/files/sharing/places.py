@@ -1,6 +1,6 @@
 """Looking up chunks of what is offered: from which file a leaf is made, and what is kept of the trees.
 
-It reads the tables of `share_index`. Used by `shared_chunks` only.
+It reads the tables of `index`. Used by `chunks` only.
 """
 
 from __future__ import annotations

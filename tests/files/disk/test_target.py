@@ -336,6 +336,25 @@ async def test_of_content_that_is_not_what_it_is_said_to_be_nothing_stays(tmp_pa
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("size", [SIZE - 1, SIZE - 40 * SMALL_BLOCK])
+async def test_what_a_better_link_has_brought_survives_a_wrong_one(begun: Path, size: int) -> None:
+    with pytest.raises(MalformedError):
+        await finish_it(begun, size=size)
+    async with open_target(begun, CAPABILITY, size=SIZE) as target:
+        assert len(await fetch(target)) <= len(CHUNKS) - BEGUN
+        await target.finish()
+    assert read(begun) == CONTENT
+
+
+async def test_what_was_discarded_is_discarded_once(begun: Path) -> None:
+    async with open_target(begun, CAPABILITY) as target:
+        left = remains(begun.parent, "part")
+        await target.discard()
+        left.write_bytes(b"of the next fetch")
+        await target.discard()
+        assert left.read_bytes() == b"of the next fetch"
+
+
 async def test_a_name_that_was_taken_meanwhile_leaves_what_came_and_says_where_it_is(tmp_path: Path) -> None:
     async with open_target(tmp_path / "file", CAPABILITY) as target:
         await fetch(target)

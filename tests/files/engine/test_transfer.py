@@ -317,6 +317,26 @@ def test_a_liar_is_never_asked_again_and_its_chunk_comes_from_another() -> None:
     assert transfer.snapshot(seconds).liars == [ALICE]
 
 
+def test_who_lied_to_another_transfer_of_the_same_fetch_has_no_circuits_and_keeps_nobody_out() -> None:
+    tree = SimulatedTree(512)
+    candidates = Candidates([ALICE, BOB])
+    transfer = Transfer(tree, candidates, chunk_bytes=CHUNK)
+    begun = {
+        action.provider: action.circuit for action in transfer.next_actions(0.0) if isinstance(action, Open)
+    }
+    transfer.opened(begun[ALICE], 0.5)
+    transfer.open_failed(begun[BOB], 0.5)
+    more = transfer.next_actions(0.5)
+    (ask,) = (action for action in more if isinstance(action, Ask))
+    begun_since = {action.circuit for action in more if isinstance(action, Open) and action.provider == ALICE}
+    candidates.past.liars.add(ALICE)
+    closed = {action.circuit for action in transfer.next_actions(1.0) if isinstance(action, Close)}
+    assert closed == {begun[ALICE], *begun_since}
+    transfer.answered(ask.request, (), 1.5)  # too late to matter
+    opened = [action.provider for action in transfer.next_actions(60.0) if isinstance(action, Open)]
+    assert set(opened) == {BOB}
+
+
 def test_several_providers_share() -> None:
     seconds, simulation, _ = _run(2048, Peer(), Peer())
     asked = Counter(provider for provider, _ in simulation.asked)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import anyio
 
-from overlay.errors import NotFoundError, UnreachableError
+from overlay.errors import NotFoundError, UnreachableError, VerificationError
 from overlay.files.engine.actions import Snapshot
 from overlay.files.folders.bundle import Bundle
 from overlay.files.folders.missing import MAX_SHOWN_CHARACTERS, Meeting, Missing, give_up_absent
@@ -80,12 +80,17 @@ def test_the_error_names_three_of_what_is_missing_and_says_why() -> None:
     for name in ("a", "b" * 200, "c", "d"):
         missing.add(Entry((name,)), 5)
     assert (missing.files, missing.bytes) == (4, 20)
-    text = str(missing.error(9))
+    text = str(missing.error(9, ""))
     assert text.startswith("4 of 9 files cannot be had from anybody any more, a, …")
     assert "b" * (MAX_SHOWN_CHARACTERS - 1) in text
     assert "b" * MAX_SHOWN_CHARACTERS not in text
     assert ", c and 1 more: the others are here" in text
     missing.judge(NotFoundError("x"))
-    assert isinstance(missing.error(9), NotFoundError)
+    assert isinstance(missing.error(9, ""), NotFoundError)
+    assert str(missing.error(9, "mallory sent something else")).endswith("again; mallory sent something else")
+    missing.judge(VerificationError("x"))
+    lied = missing.error(9, "mallory sent something else")
+    assert isinstance(lied, VerificationError)
+    assert "cannot be had because mallory sent something else, a, …" in str(lied)
     missing.judge(UnreachableError("x"))
-    assert isinstance(missing.error(9), UnreachableError)
+    assert isinstance(missing.error(9, "mallory sent something else"), UnreachableError)

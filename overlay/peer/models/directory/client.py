@@ -47,6 +47,8 @@ class DirectoryClient(Model):
         record: the directory's, as a ticket brought it.
         push, pull, accept, locators: blocks of this node.
         clock: seconds since 1970.
+        hidden: whether this node hides where it is. Then an address that the directory told it by name, and
+            perhaps nobody else, is not called where a link names the directory with another one.
 
     Attributes:
         directory: its identifier.
@@ -63,8 +65,10 @@ class DirectoryClient(Model):
         accept: Accept,
         locators: LocatorManager,
         clock: Callable[[], float],
+        hidden: bool,
     ) -> None:
         self.directory = record.identifier
+        self._hidden = hidden
         self._push = push
         self._pull = pull
         self._locators = locators
@@ -83,12 +87,12 @@ class DirectoryClient(Model):
         return Registration(confirmation.number, confirmation.nodes)
 
     async def find_node(self, node: NodeIdentifier) -> bytes | None:
-        """Ask the directory for a node's record; the directory's own is the one that it told last.
+        """Ask the directory for a node's record; its own is the one that it told last, if that may be used.
 
         It is asked without showing who asks: it could tell by that who talks to whom.
         """
         if node == self.directory:
-            known = self._locators.known(node)
+            known = None if self._hidden else self._locators.known(node)
             return None if known is None else known.encoded
         try:
             request = encode(Find(identifier=node.value))
