@@ -25,10 +25,13 @@ async def wait_for_signal() -> None:
 def cleaning_up() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end a command as an error would for the length of a block, which then cleans up.
 
+    One that is ignored, as SIGHUP under nohup, stays so.
+
     Raises:
         SystemExit: one of them came; the exit code is 128 and its number, as shells have it.
     """
-    before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _leave) for number in heeded}
     try:
         yield
     finally:

@@ -460,6 +460,23 @@ def test_a_put_that_is_ended_leaves_nothing_of_stdin(
     assert list(overlay.home.glob("stdin-*")) == []
 
 
+def test_a_put_under_nohup_outlives_its_terminal(overlay: Command, scripted: Start) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    async def put(_args: PutArguments, _answers: Answers) -> JSON:
+        started.pop().send_signal(signal.SIGHUP)
+        return {"link": CAPABILITY.urn, "name": "", "size": 6}
+
+    scripted({"file.put": Handler(PutArguments, put)})
+    command = ["nohup", *overlay.arguments("file", "put", "-")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=overlay.environ
+    ) as process:
+        started.append(process)
+        out, _ = process.communicate(b"secret")
+    assert (process.returncode, out.decode().strip()) == (0, CAPABILITY.urn)
+
+
 def test_what_a_killed_put_left_of_stdin_is_removed_by_the_next(
     overlay: Command, scripted: Start, tmp_path: Path
 ) -> None:
