@@ -19,7 +19,9 @@ from overlay.channel.driver import Channel
 from overlay.errors import MalformedError, NotFoundError, RefusedError, StorageError, UnreachableError
 from overlay.files.disk import room
 from overlay.files.disk.partial import Details, PartialFiles
+from overlay.files.disk.target import Target
 from overlay.files.engine.providers import Candidates
+from overlay.files.engine.transfer import TICK
 from overlay.files.folders.fetch import FolderFetch
 from overlay.files.folders.order import Found, Order
 from overlay.files.links import FileLink
@@ -730,6 +732,30 @@ async def test_a_manifest_longer_than_any_is_given_up(tmp_path: Path) -> None:
         with pytest.raises(MalformedError, match="more than"):
             await both.get(of, tmp_path / "to")
     assert not (tmp_path / "to").exists()
+
+
+async def test_a_manifest_is_on_disk_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where writing what came last takes longer than hearing that nothing is missing any more."""
+    flush = Target.flush
+
+    async def slow(target: Target) -> None:
+        if target.tree.finished:
+            await anyio.sleep(TICK + 0.5)  # the transfer is over and has looked
+        await flush(target)
+
+    monkeypatch.setattr(Target, "flush", slow)
+    capability = encode_content(b"", secret=bytes(32))[1]
+    entries = (Entry((f"{number:05}",), capability) for number in range(3000))
+    async with pair(25) as both:
+        of = await both.offer(b"".join(write_manifest(entries)))
+        fetch = FolderFetch(
+            both.alice, Order(of, tmp_path / "to", ["00000"]), Candidates([both.bob.identifier])
+        )
+        with pytest.raises(NotFoundError):  # of the file itself, which nobody has
+            await fetch.run()
+    assert fetch.files == 1
 
 
 async def test_many_entries_take_little_memory(tmp_path: Path) -> None:
