@@ -54,7 +54,7 @@ async def fetch(
     circuits: Lender | None = None,
     bell: Bell | None = None,
 ) -> None:
-    """Bring all that a target lacks, over several anonymous circuits at once.
+    """Bring all that a target lacks, over several anonymous circuits at once; in the end it is flushed.
 
     Args:
         node: opens the circuits.
@@ -87,6 +87,7 @@ async def fetch(
         raise driver.error
     if transfer.failure is not None:
         raise driver.why(transfer.failure, candidates)
+    await target.flush()  # whoever was writing the last chunks ended with the transfer
 
 
 @dataclass(slots=True)

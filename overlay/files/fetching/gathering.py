@@ -27,7 +27,7 @@ async def gather(
     report: Report | None = None,
     pace: Pace | None = None,
 ) -> None:
-    """Bring all that a sink of one content lacks; see `here` for what this node has itself.
+    """Bring all that a sink of one content lacks, and flush it; see `here` for what this node has itself.
 
     Args:
         node: looks in what it offers and keeps for itself, and asks others without showing itself.
@@ -58,7 +58,7 @@ async def gather_from_others(
     circuits: Lender | None = None,
     bell: Bell | None = None,
 ) -> None:
-    """Bring all that a sink lacks, whatever this node has of it.
+    """Bring all that a sink lacks, whatever this node has of it, and flush it.
 
     Args:
         node: asks others, without showing itself.

@@ -111,13 +111,9 @@ async def read_in_order(
     """
     sink = InOrder(target)
 
-    async def bring() -> None:
-        await gather(node, sink, candidates, report, pace)
-        await sink.flush()  # what came last
-
     try:
         async with together() as start:
-            start(bring)
+            start(partial(gather, node, sink, candidates, report, pace))
             start(partial(sink.hand_on, take))
     finally:
         with anyio.CancelScope(shield=True):

@@ -166,9 +166,6 @@ class FolderFetch:
         try:
             await supply.take_own(sink)
             await supply.bring(sink, self._tell)
-            await (
-                sink.flush()
-            )  # it is read from the disk, and may end while its last chunks are being written
             await inventory.take()
             self.found = inventory.found
             await self._go_through(Comparing, inventory.found.standing, inventory, supply)

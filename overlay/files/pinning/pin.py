@@ -94,7 +94,6 @@ class _Folder:
 
     async def _bring_all(self, circuits: CircuitKeeper) -> int:
         await self._gather(ManifestSink(self._sink), lambda snapshot: self._step(snapshot, 0, None), circuits)
-        await self._sink.flush()
         # The whole manifest is read before any file is fetched: it may be ill-formed at its end.
         total = sum([size async for _, size in self._parts()])
         await self._sink.check_room(total)
@@ -102,7 +101,6 @@ class _Folder:
         async for capability, size in self._parts():
             async with self._sink.part(capability, size) as sink:
                 await self._gather(sink, _report(sink, self._step, done, total), circuits)
-                await sink.flush()
             done += size
         return total
 
